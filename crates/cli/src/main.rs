@@ -1,0 +1,2 @@
+//! The `pgmahout` binary.
+fn main() {}

@@ -1,0 +1,1 @@
+//! The configuration file: YAML to validated settings, environment, secrets.

@@ -1,0 +1,1 @@
+//! Durable file writes: temporary, fsync, rename, fsync of the directory.

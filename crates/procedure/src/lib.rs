@@ -1,0 +1,1 @@
+//! How every operation of more than one step runs: preflight, plan, confirmation, journal, resume, verification.
