@@ -1,0 +1,75 @@
+use std::os::unix::fs::MetadataExt;
+
+use super::*;
+
+#[test]
+fn a_held_lock_says_who_holds_it() {
+    let directory = tempfile::tempdir().unwrap();
+    let path = directory.path().join("lock");
+    let first = FileLock::try_acquire(&path, "procedure 1 (dump restore)").unwrap();
+    let error = FileLock::acquire(&path, "procedure 2", Duration::from_millis(50)).unwrap_err();
+    let process = std::process::id();
+    assert_eq!(
+        error.to_string(),
+        format!(
+            "{} is locked by procedure 1 (dump restore), process {process}",
+            path.display()
+        )
+    );
+    assert_eq!(error.outcome(), Outcome::Refused);
+    assert!(error.hint().unwrap().contains(&process.to_string()));
+    drop(first);
+    let second = FileLock::try_acquire(&path, "procedure 2").unwrap();
+    drop(second);
+    assert_eq!(std::fs::read(&path).unwrap(), b"");
+}
+
+#[test]
+fn waiting_for_a_lock_gets_it_when_it_is_freed() {
+    let directory = tempfile::tempdir().unwrap();
+    let path = directory.path().join("lock");
+    let first = FileLock::try_acquire(&path, "first").unwrap();
+    std::thread::scope(|scope| {
+        let waiter = scope.spawn(|| FileLock::acquire(&path, "second", Duration::from_secs(20)));
+        drop(first);
+        waiter.join().unwrap().unwrap();
+    });
+}
+
+#[test]
+fn a_lock_can_be_shared_by_all_users_and_follows_no_link() {
+    let directory = tempfile::tempdir().unwrap();
+    let path = directory.path().join("lock");
+    drop(FileLock::try_acquire(&path, "first").unwrap());
+    assert_eq!(std::fs::metadata(&path).unwrap().mode() & 0o7777, 0o666);
+    let link = directory.path().join("link");
+    std::os::unix::fs::symlink("lock", &link).unwrap();
+    assert!(matches!(
+        FileLock::try_acquire(&link, "second"),
+        Err(LockError::File(_))
+    ));
+}
+
+#[test]
+fn a_killed_holder_frees_the_lock() {
+    let directory = tempfile::tempdir().unwrap();
+    let path = directory.path().join("lock");
+    std::fs::write(&path, "").unwrap();
+    // flock(1) of util-linux takes the same lock from another process.
+    let mut holder = std::process::Command::new("flock")
+        .arg("--no-fork")
+        .arg(&path)
+        .args(["sh", "-c", "echo held; exec sleep 60"])
+        .stdout(std::process::Stdio::piped())
+        .spawn()
+        .unwrap();
+    let mut answer = [0; 4];
+    holder.stdout.as_mut().unwrap().read_exact(&mut answer).unwrap();
+    assert!(matches!(
+        FileLock::try_acquire(&path, "me"),
+        Err(LockError::Held { owner: None, .. })
+    ));
+    holder.kill().unwrap();
+    holder.wait().unwrap();
+    FileLock::try_acquire(&path, "me").unwrap();
+}
