@@ -3,5 +3,22 @@
 //! Everything here that reads bytes from outside is total: any input gives a value or an error, never a
 //! panic, and is fuzzed.
 
+// A number that is cut short or changes its sign here names the wrong WAL.
+#![deny(
+    clippy::cast_possible_truncation,
+    clippy::cast_sign_loss,
+    clippy::cast_possible_wrap,
+    clippy::cast_precision_loss
+)]
+
 pub mod diagnostic;
+pub mod lsn;
+pub mod system_identifier;
+pub mod timeline;
 pub mod version;
+pub mod wal;
+
+pub use lsn::Lsn;
+pub use system_identifier::SystemIdentifier;
+pub use timeline::TimelineId;
+pub use wal::{SegmentName, SegmentSize, WalFileName};
