@@ -1,1 +1,5 @@
-//! The configuration file: YAML to validated settings, environment, secrets.
+//! The configuration: `pgmahout.yml` and the environment, turned once into validated settings.
+
+pub mod secret;
+
+pub use secret::Secret;

@@ -1,1 +1,5 @@
-//! How every operation of more than one step runs: preflight, plan, confirmation, journal, resume, verification.
+//! How every operation of more than one step runs: preflight, plan, confirmation, journal, resume,
+//! verification.
+
+pub mod confirm;
+pub mod report;
