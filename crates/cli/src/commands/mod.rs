@@ -1,0 +1,56 @@
+//! The subcommands, one file each.
+
+mod completions;
+mod config;
+mod demo;
+mod dump;
+mod health;
+mod man;
+mod procedure;
+mod report;
+mod role;
+mod verify;
+
+use clap::Subcommand;
+
+use crate::ExitStatus;
+use crate::context::Context;
+use crate::failure::Failure;
+
+/// The nouns and verbs of the command line.
+#[derive(Debug, Subcommand)]
+pub(crate) enum Command {
+    Demo(demo::Args),
+    Health(health::Args),
+    Verify(verify::Args),
+    #[command(subcommand)]
+    Report(report::Command),
+    #[command(subcommand)]
+    Dump(dump::Command),
+    #[command(subcommand)]
+    Role(role::Command),
+    #[command(subcommand)]
+    Config(config::Command),
+    #[command(subcommand)]
+    Procedure(procedure::Command),
+    Completions(completions::Args),
+    Man(man::Args),
+}
+
+impl Command {
+    /// Runs the command.
+    pub(crate) async fn run(self, context: &Context) -> Result<ExitStatus, Failure> {
+        match self {
+            Self::Demo(args) => demo::run(args, context).await,
+            Self::Health(args) => health::run(args, context).await,
+            Self::Verify(args) => verify::run(args, context).await,
+            Self::Report(command) => report::run(command, context).await,
+            Self::Dump(command) => dump::run(command, context).await,
+            Self::Role(command) => role::run(command, context).await,
+            Self::Config(command) => config::run(command, context).await,
+            Self::Procedure(command) => procedure::run(command, context).await,
+            Self::Completions(args) => completions::run(&args, context),
+            Self::Man(args) => man::run(&args, context),
+        }
+    }
+}
