@@ -11,13 +11,17 @@
     clippy::cast_precision_loss
 )]
 
+pub mod control;
 pub mod diagnostic;
+pub mod history;
 pub mod lsn;
 pub mod system_identifier;
 pub mod timeline;
 pub mod version;
 pub mod wal;
 
+pub use control::ControlFile;
+pub use history::TimelineHistory;
 pub use lsn::Lsn;
 pub use system_identifier::SystemIdentifier;
 pub use timeline::TimelineId;

@@ -30,7 +30,10 @@ impl ServerVersion {
             .find(|word| word.starts_with(|character: char| character.is_ascii_digit()))?;
         let digits = |text: &str| text.chars().take_while(char::is_ascii_digit).collect::<String>();
         let major = digits(word);
-        let minor = word[major.len()..].strip_prefix('.').map(digits).unwrap_or_default();
+        let minor = word[major.len()..]
+            .strip_prefix('.')
+            .map(digits)
+            .unwrap_or_default();
         let major: u32 = major.parse().ok()?;
         let minor: u32 = if minor.is_empty() { 0 } else { minor.parse().ok()? };
         Some(Self(major.checked_mul(10_000)?.checked_add(minor)?))
@@ -75,7 +78,11 @@ mod tests {
             ("18beta1", 180_000),
             ("16devel", 160_000),
         ] {
-            assert_eq!(ServerVersion::parse(text), Some(ServerVersion::from_number(number)), "{text}");
+            assert_eq!(
+                ServerVersion::parse(text),
+                Some(ServerVersion::from_number(number)),
+                "{text}"
+            );
         }
         assert_eq!(ServerVersion::parse("psql"), None);
         assert_eq!(ServerVersion::parse("99999999999.1"), None);
