@@ -1,12 +1,14 @@
 //! Journals: files that grow by whole lines.
 
-use std::fs::{File, OpenOptions};
+use std::fs::{File, OpenOptions, TryLockError};
 use std::io::{self, Read, Seek, SeekFrom, Write};
 use std::os::unix::fs::OpenOptionsExt;
-use std::path::Path;
+use std::path::{Path, PathBuf};
+use std::time::Duration;
 
 use crate::directory::sync_directory;
 use crate::error::{DurableError, parent_of};
+use crate::lock::LockError;
 
 /// Appends `line` and a newline, and returns when both are on the disk.
 ///
@@ -23,11 +25,88 @@ use crate::error::{DurableError, parent_of};
 /// fsync itself failed.
 pub fn append_line(path: impl AsRef<Path>, line: &[u8], mode: u32) -> Result<(), DurableError> {
     let path = path.as_ref();
-    debug_assert!(!line.contains(&b'\n'), "a journal record is one line");
     let (mut file, created) = open(path, mode)?;
     file.lock()
         .map_err(|error| DurableError::from_io("lock", path, error))?;
-    let length = cut_torn_line(&mut file).map_err(|error| DurableError::from_io("repair", path, error))?;
+    let length = append(&mut file, path, line)?;
+    if created || length == 0 {
+        sync_directory(parent_of(path))?;
+    }
+    Ok(())
+}
+
+/// A journal with one writer: a lock on the file keeps others from writing as long as this lives, and tells
+/// readers that the writer is alive ([`SoleWriter::is_alive`]). It dies with the process.
+#[derive(Debug)]
+pub struct SoleWriter {
+    file: File,
+    path: PathBuf,
+}
+
+impl SoleWriter {
+    /// Opens the journal, creating it with `mode` (less the umask) if it is missing.
+    ///
+    /// # Errors
+    ///
+    /// [`LockError::Held`] when another writer is alive; otherwise when the file cannot be opened.
+    pub fn open(path: impl AsRef<Path>, mode: u32) -> Result<Self, LockError> {
+        let path = path.as_ref();
+        let (file, created) = open(path, mode)?;
+        match file.try_lock() {
+            Ok(()) => {}
+            Err(TryLockError::WouldBlock) => {
+                let waited = Duration::ZERO;
+                return Err(LockError::Held {
+                    path: path.to_path_buf(),
+                    owner: None,
+                    waited,
+                });
+            }
+            Err(TryLockError::Error(error)) => return Err(DurableError::from_io("lock", path, error).into()),
+        }
+        if created {
+            sync_directory(parent_of(path))?;
+        }
+        Ok(Self {
+            file,
+            path: path.to_path_buf(),
+        })
+    }
+
+    /// Appends a line, as [`append_line`] does.
+    ///
+    /// # Errors
+    ///
+    /// As [`append_line`].
+    pub fn append(&mut self, line: &[u8]) -> Result<(), DurableError> {
+        append(&mut self.file, &self.path, line).map(|_| ())
+    }
+
+    /// The journal's file.
+    pub fn path(&self) -> &Path {
+        &self.path
+    }
+
+    /// Whether a writer of this journal is alive.
+    ///
+    /// # Errors
+    ///
+    /// When the file cannot be opened.
+    pub fn is_alive(path: impl AsRef<Path>) -> Result<bool, DurableError> {
+        let path = path.as_ref();
+        let file = File::open(path).map_err(|error| DurableError::from_io("open", path, error))?;
+        match file.try_lock_shared() {
+            Ok(()) => Ok(false),
+            Err(TryLockError::WouldBlock) => Ok(true),
+            Err(TryLockError::Error(error)) => Err(DurableError::from_io("lock", path, error)),
+        }
+    }
+}
+
+/// Appends to a locked file. Returns how long the file was before, without what was torn.
+fn append(file: &mut File, path: &Path, line: &[u8]) -> Result<u64, DurableError> {
+    debug_assert!(!line.contains(&b'\n'), "a journal record is one line");
+    let length = cut_torn_line(file).map_err(|error| DurableError::from_io("repair", path, error))?;
     let mut record = Vec::with_capacity(line.len() + 1);
     record.extend_from_slice(line);
     record.push(b'\n');
@@ -37,10 +116,7 @@ pub fn append_line(path: impl AsRef<Path>, line: &[u8], mode: u32) -> Result<(),
     }
     file.sync_data()
         .map_err(|error| DurableError::from_io("fsync", path, error))?;
-    if created || length == 0 {
-        sync_directory(parent_of(path))?;
-    }
-    Ok(())
+    Ok(length)
 }
 
 /// The complete lines of a journal, without their newlines; a torn last line is left out. A missing file is

@@ -4,6 +4,7 @@
 //!   fsynced. A reader sees the old file or the whole new one, never a part; after a crash too.
 //! * [`append_line`]: one line at the end of a journal, fsynced before it returns, with a torn last line
 //!   of an earlier crash cut off first.
+//! * [`SoleWriter`]: a journal that one process alone writes, and whose readers see whether it lives.
 //! * [`FileLock`]: an advisory lock that dies with its holder and says who holds it.
 //! * [`sync_directory`]: makes a created, renamed or removed name durable.
 //!
@@ -19,7 +20,7 @@ mod directory;
 mod error;
 mod lock;
 
-pub use append::{append_line, complete_lines};
+pub use append::{SoleWriter, append_line, complete_lines};
 pub use atomic::{AtomicFile, Overwrite, replace_atomically, write_atomically};
 pub use directory::{create_directory_durably, remove_durably, remove_stale_temporaries, sync_directory};
 pub use error::DurableError;

@@ -85,6 +85,7 @@ impl Diagnose for LockError {
 pub struct FileLock {
     file: File,
     path: PathBuf,
+    shared: bool,
 }
 
 impl FileLock {
@@ -104,25 +105,7 @@ impl FileLock {
     /// [`LockError::Held`] when it was not free in time.
     pub fn acquire(path: impl AsRef<Path>, description: &str, patience: Duration) -> Result<Self, LockError> {
         let path = path.as_ref();
-        let started = Instant::now();
-        let mut file = open(path)?;
-        loop {
-            match file.try_lock() {
-                Ok(()) => break,
-                Err(TryLockError::WouldBlock) if started.elapsed() < patience => std::thread::sleep(POLL),
-                Err(TryLockError::WouldBlock) => {
-                    let owner = read_owner(&mut file);
-                    return Err(LockError::Held {
-                        path: path.to_path_buf(),
-                        owner,
-                        waited: started.elapsed(),
-                    });
-                }
-                Err(TryLockError::Error(error)) => {
-                    return Err(DurableError::from_io("lock", path, error).into());
-                }
-            }
-        }
+        let mut file = wait_for(path, patience, File::try_lock)?;
         let owner = LockOwner {
             process: std::process::id(),
             description: description.replace('\n', " "),
@@ -131,7 +114,33 @@ impl FileLock {
         Ok(Self {
             file,
             path: path.to_path_buf(),
+            shared: false,
         })
+    }
+
+    /// Takes a share of the lock, waiting for it at most `patience`: any number of sharers at once, but
+    /// none beside an exclusive holder. Sharers do not write their names in.
+    ///
+    /// # Errors
+    ///
+    /// [`LockError::Held`] when somebody held it exclusively for that long.
+    pub fn acquire_shared(path: impl AsRef<Path>, patience: Duration) -> Result<Self, LockError> {
+        let path = path.as_ref();
+        let file = wait_for(path, patience, File::try_lock_shared)?;
+        Ok(Self {
+            file,
+            path: path.to_path_buf(),
+            shared: true,
+        })
+    }
+
+    /// Who holds the lock exclusively, as far as its file says. `None` when nobody does.
+    pub fn owner(path: impl AsRef<Path>) -> Option<LockOwner> {
+        let mut file = open_existing(path.as_ref()).ok()?;
+        match file.try_lock_shared() {
+            Err(TryLockError::WouldBlock) => read_owner(&mut file),
+            _ => None,
+        }
     }
 
     /// The lock's file.
@@ -143,7 +152,34 @@ impl FileLock {
 impl Drop for FileLock {
     fn drop(&mut self) {
         // Closing the file frees the lock; the name in it would mislead whoever looks.
-        let _ = self.file.set_len(0);
+        if !self.shared {
+            let _ = self.file.set_len(0);
+        }
+    }
+}
+
+/// Opens the lock's file and tries to lock it until that works or the time is over.
+fn wait_for(
+    path: &Path,
+    patience: Duration,
+    try_lock: impl Fn(&File) -> Result<(), TryLockError>,
+) -> Result<File, LockError> {
+    let started = Instant::now();
+    let mut file = open(path)?;
+    loop {
+        match try_lock(&file) {
+            Ok(()) => return Ok(file),
+            Err(TryLockError::WouldBlock) if started.elapsed() < patience => std::thread::sleep(POLL),
+            Err(TryLockError::WouldBlock) => {
+                let owner = read_owner(&mut file);
+                return Err(LockError::Held {
+                    path: path.to_path_buf(),
+                    owner,
+                    waited: started.elapsed(),
+                });
+            }
+            Err(TryLockError::Error(error)) => return Err(DurableError::from_io("lock", path, error).into()),
+        }
     }
 }
 
@@ -152,14 +188,8 @@ impl Drop for FileLock {
 /// Never with `O_CREAT` on an existing file: in a sticky directory that everybody can write to, Linux
 /// refuses that even to root when the file is somebody else's (`fs.protected_regular`).
 fn open(path: &Path) -> Result<File, DurableError> {
-    let flags = (OFlags::NOFOLLOW | OFlags::NONBLOCK).bits() as i32;
     loop {
-        match OpenOptions::new()
-            .read(true)
-            .write(true)
-            .custom_flags(flags)
-            .open(path)
-        {
+        match open_existing(path) {
             Ok(file) => return Ok(file),
             Err(error) if error.kind() == io::ErrorKind::NotFound => {}
             Err(error) => return Err(DurableError::from_io("open", path, error)),
@@ -180,6 +210,15 @@ fn open(path: &Path) -> Result<File, DurableError> {
             Err(error) => return Err(DurableError::from_io("create", path, error)),
         }
     }
+}
+
+fn open_existing(path: &Path) -> io::Result<File> {
+    let flags = (OFlags::NOFOLLOW | OFlags::NONBLOCK).bits() as i32;
+    OpenOptions::new()
+        .read(true)
+        .write(true)
+        .custom_flags(flags)
+        .open(path)
 }
 
 fn write_owner(file: &mut File, owner: &LockOwner) -> io::Result<()> {

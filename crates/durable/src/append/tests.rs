@@ -62,3 +62,23 @@ fn concurrent_writers_lose_no_line() {
         }
     }
 }
+
+#[test]
+fn a_sole_writer_keeps_others_out_and_shows_that_it_is_alive() {
+    let directory = tempfile::tempdir().unwrap();
+    let path = directory.path().join("journal");
+    let mut writer = SoleWriter::open(&path, 0o600).unwrap();
+    writer.append(b"one").unwrap();
+    assert!(SoleWriter::is_alive(&path).unwrap());
+    assert!(matches!(
+        SoleWriter::open(&path, 0o600),
+        Err(LockError::Held { .. })
+    ));
+    drop(writer);
+    assert!(!SoleWriter::is_alive(&path).unwrap());
+    SoleWriter::open(&path, 0o600).unwrap().append(b"two").unwrap();
+    assert_eq!(
+        complete_lines(&path).unwrap().unwrap(),
+        [b"one".to_vec(), b"two".to_vec()]
+    );
+}

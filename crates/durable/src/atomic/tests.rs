@@ -164,7 +164,7 @@ fn stale_temporaries_are_removed_and_living_ones_kept() {
     drop(dead);
     fs::write(directory.path().join(".file.tmp"), "somebody else's").unwrap();
     assert_eq!(
-        remove_stale_temporaries(directory.path(), Duration::from_secs(3600)).unwrap(),
+        remove_stale_temporaries(directory.path(), Duration::from_hours(1)).unwrap(),
         0
     );
     assert_eq!(

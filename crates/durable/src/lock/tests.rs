@@ -73,3 +73,25 @@ fn a_killed_holder_frees_the_lock() {
     holder.wait().unwrap();
     FileLock::try_acquire(&path, "me").unwrap();
 }
+
+#[test]
+fn sharers_exclude_exclusive_holders_only() {
+    let directory = tempfile::tempdir().unwrap();
+    let path = directory.path().join("lock");
+    assert_eq!(FileLock::owner(&path), None);
+    let first = FileLock::acquire_shared(&path, Duration::ZERO).unwrap();
+    let second = FileLock::acquire_shared(&path, Duration::ZERO).unwrap();
+    assert!(matches!(
+        FileLock::try_acquire(&path, "third"),
+        Err(LockError::Held { .. })
+    ));
+    drop((first, second));
+    let third = FileLock::try_acquire(&path, "third").unwrap();
+    assert!(matches!(
+        FileLock::acquire_shared(&path, Duration::ZERO),
+        Err(LockError::Held { .. })
+    ));
+    assert_eq!(FileLock::owner(&path).unwrap().description, "third");
+    drop(third);
+    assert_eq!(FileLock::owner(&path), None);
+}
