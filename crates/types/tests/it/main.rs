@@ -1,0 +1,7 @@
+//! What the types say, compared with what real servers and their programs say.
+
+mod backup_label;
+mod control;
+mod history;
+mod positions;
+mod serde_text;
