@@ -1,1 +1,16 @@
-//! IO with PostgreSQL: SQL client, server control, configuration files.
+//! IO with PostgreSQL: finding it, connecting to it as libpq would, controlling a local server, reading and
+//! editing its configuration files.
+//!
+//! * [`params`]: what the user gave, the environment and the files of libpq, resolved once.
+//! * [`connection`]: one SQL connection, and errors that say which host failed why and what to do.
+//! * [`tls`]: encryption and certificates by libpq's rules.
+
+//! * [`throwaway`]: private servers for the demo and for restore tests.
+//!
+//! SQL itself lives with whoever asks the question. Nothing here prints.
+
+pub mod connection;
+pub mod params;
+pub mod sql;
+pub mod throwaway;
+pub mod tls;

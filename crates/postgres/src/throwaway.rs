@@ -100,9 +100,15 @@ pub enum ThrowawayError {
 impl Diagnose for ThrowawayError {
     fn hint(&self) -> Option<String> {
         Some(match self {
-            Self::Directory { .. } => "set TMPDIR to a directory with free space that the server's user can reach".into(),
-            Self::NoAccount => "install PostgreSQL's package, which creates the user: apt-get install postgresql".into(),
-            Self::Program { .. } => "give the directory of PostgreSQL's server programs with --bin-dir".into(),
+            Self::Directory { .. } => {
+                "set TMPDIR to a directory with free space that the server's user can reach".into()
+            }
+            Self::NoAccount => {
+                "install PostgreSQL's package, which creates the user: apt-get install postgresql".into()
+            }
+            Self::Program { .. } => {
+                "give the directory of PostgreSQL's server programs with --bin-dir".into()
+            }
             Self::ProgramFailed { .. } | Self::NotReady { .. } => {
                 "run again with -v, and look at free disk space, shared memory and the lines above".into()
             }
@@ -151,7 +157,11 @@ impl ThrowawayHouse {
     ///
     /// When the directory cannot be made or handed to the server's user.
     pub fn create(options: ThrowawayOptions) -> Result<Self, ThrowawayError> {
-        let account = if rustix::process::geteuid().is_root() { Some(unprivileged_account()?) } else { None };
+        let account = if rustix::process::geteuid().is_root() {
+            Some(unprivileged_account()?)
+        } else {
+            None
+        };
         let parent = options.parent.clone().unwrap_or_else(std::env::temp_dir);
         let mut root = fresh_directory(&parent, account)?;
         if root.join("standby-socket").as_os_str().len() > LONGEST_SOCKET_DIRECTORY {
@@ -167,8 +177,16 @@ impl ThrowawayHouse {
             .stderr(Stdio::null())
             .process_group(0)
             .spawn()
-            .map_err(|source| ThrowawayError::Program { program: "sh".into(), source })?;
-        Ok(Self { root, options, account, watcher: Some(watcher) })
+            .map_err(|source| ThrowawayError::Program {
+                program: "sh".into(),
+                source,
+            })?;
+        Ok(Self {
+            root,
+            options,
+            account,
+            watcher: Some(watcher),
+        })
     }
 
     /// The directory of everything.
@@ -206,7 +224,11 @@ impl ThrowawayHouse {
     /// # Errors
     ///
     /// When one of PostgreSQL's programs fails or the server does not come up.
-    pub async fn standby(&self, primary: &ThrowawayServer, name: &str) -> Result<ThrowawayServer, ThrowawayError> {
+    pub async fn standby(
+        &self,
+        primary: &ThrowawayServer,
+        name: &str,
+    ) -> Result<ThrowawayServer, ThrowawayError> {
         let data_directory = self.root.join(name);
         self.run(
             "pg_basebackup",
@@ -246,7 +268,10 @@ impl ThrowawayHouse {
             ("cluster_name", name.to_owned()),
         ];
         for (key, value) in own.iter().cloned().chain(
-            self.options.settings.iter().map(|(key, value)| (key.as_str(), value.clone())),
+            self.options
+                .settings
+                .iter()
+                .map(|(key, value)| (key.as_str(), value.clone())),
         ) {
             lines.push_str(&format!("{key} = '{}'\n", value.replace('\'', "''")));
         }
@@ -277,8 +302,12 @@ impl ThrowawayHouse {
 
     fn hand_over(&self, path: &Path) -> Result<(), ThrowawayError> {
         if let Some(account) = self.account {
-            chown(path, Some(account.user), Some(account.group))
-                .map_err(|source| ThrowawayError::Directory { path: path.to_owned(), source })?;
+            chown(path, Some(account.user), Some(account.group)).map_err(|source| {
+                ThrowawayError::Directory {
+                    path: path.to_owned(),
+                    source,
+                }
+            })?;
         }
         Ok(())
     }
@@ -286,18 +315,28 @@ impl ThrowawayHouse {
     async fn run(&self, program: &str, arguments: &[OsString]) -> Result<(), ThrowawayError> {
         let program = self.options.bin_dir.join(program);
         let mut command = command_as(&program, self.account);
-        command.args(arguments).current_dir(&self.root).stdin(Stdio::null());
+        command
+            .args(arguments)
+            .current_dir(&self.root)
+            .stdin(Stdio::null());
         let output: Output = tokio::process::Command::from(command)
             .kill_on_drop(true)
             .output()
             .await
-            .map_err(|source| ThrowawayError::Program { program: program.clone(), source })?;
+            .map_err(|source| ThrowawayError::Program {
+                program: program.clone(),
+                source,
+            })?;
         if output.status.success() {
             return Ok(());
         }
         let mut text = String::from_utf8_lossy(&output.stdout).into_owned();
         text.push_str(&String::from_utf8_lossy(&output.stderr));
-        Err(ThrowawayError::ProgramFailed { program, status: output.status.to_string(), output: last_lines(&text) })
+        Err(ThrowawayError::ProgramFailed {
+            program,
+            status: output.status.to_string(),
+            output: last_lines(&text),
+        })
     }
 }
 
@@ -369,8 +408,10 @@ impl ThrowawayServer {
             let file = fs::OpenOptions::new().create(true).append(true).open(&self.log)?;
             Ok((file.try_clone()?, file))
         };
-        let (stdout, stderr) =
-            open().map_err(|source| ThrowawayError::Directory { path: self.log.clone(), source })?;
+        let (stdout, stderr) = open().map_err(|source| ThrowawayError::Directory {
+            path: self.log.clone(),
+            source,
+        })?;
         let child = command_as(&self.program, self.account)
             .arg("-D")
             .arg(&self.data_directory)
@@ -381,7 +422,10 @@ impl ThrowawayServer {
             // A Ctrl-C at the terminal is for pgmahout, which then stops the server in order.
             .process_group(0)
             .spawn()
-            .map_err(|source| ThrowawayError::Program { program: self.program.clone(), source })?;
+            .map_err(|source| ThrowawayError::Program {
+                program: self.program.clone(),
+                source,
+            })?;
         self.child = Some(child);
         let deadline = Instant::now() + PATIENCE;
         let parameters = self.parameters("postgres")?;
@@ -398,7 +442,11 @@ impl ThrowawayServer {
             if let Some(what) = what {
                 let log = last_lines(&fs::read_to_string(&self.log).unwrap_or_default());
                 self.end(rustix::process::Signal::QUIT);
-                return Err(ThrowawayError::NotReady { data_directory: self.data_directory.clone(), what, log });
+                return Err(ThrowawayError::NotReady {
+                    data_directory: self.data_directory.clone(),
+                    what,
+                    log,
+                });
             }
             tokio::time::sleep(Duration::from_millis(20)).await;
         }
@@ -435,7 +483,10 @@ impl Drop for ThrowawayServer {
 }
 
 fn signal(child: &Child, signal: rustix::process::Signal) {
-    if let Some(pid) = i32::try_from(child.id()).ok().and_then(rustix::process::Pid::from_raw) {
+    if let Some(pid) = i32::try_from(child.id())
+        .ok()
+        .and_then(rustix::process::Pid::from_raw)
+    {
         // It may have ended already; then there is nothing to stop.
         let _ = rustix::process::kill_process(pid, signal);
     }
@@ -470,7 +521,10 @@ fn fresh_directory(parent: &Path, account: Option<Account>) -> Result<PathBuf, T
 }
 
 fn private_directory(path: &Path, account: Option<Account>) -> Result<(), ThrowawayError> {
-    let error = |source| ThrowawayError::Directory { path: path.to_owned(), source };
+    let error = |source| ThrowawayError::Directory {
+        path: path.to_owned(),
+        source,
+    };
     fs::DirBuilder::new().mode(0o700).create(path).map_err(error)?;
     fs::set_permissions(path, fs::Permissions::from_mode(0o700)).map_err(error)?;
     if let Some(account) = account {
@@ -491,7 +545,9 @@ fn unprivileged_account() -> Result<Account, ThrowawayError> {
             Some(Account { user, group })
         })
     };
-    find("postgres").or_else(|| find("nobody")).ok_or(ThrowawayError::NoAccount)
+    find("postgres")
+        .or_else(|| find("nobody"))
+        .ok_or(ThrowawayError::NoAccount)
 }
 
 /// The last twelve lines: enough to see why, little enough to read.
