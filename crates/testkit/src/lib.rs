@@ -12,8 +12,16 @@
 )]
 
 pub mod account;
+pub mod certificates;
+pub mod contents;
+pub mod pgbouncer;
 pub mod poll;
 pub mod ports;
 pub mod postgres;
+pub mod proc;
 pub mod processes;
+pub mod proxy;
+pub mod s3;
 pub mod sandbox;
+pub mod tmpfs;
+pub mod workload;

@@ -12,7 +12,7 @@ use std::process::{Child, Command, Stdio};
 use crate::account::{Account, clean_environment};
 
 /// Reads until the test process is gone, then stops every process that a `*.pid` file of the
-/// directory names and removes the directory. `$1` is the directory.
+/// directory names, unmounts what `Tmpfs` mounted and removes the directory. `$1` is the directory.
 const WATCHDOG: &str = r#"
 cat >/dev/null
 for file in "$1"/*.pid "$1"/*/*.pid; do
@@ -25,6 +25,7 @@ for file in "$1"/*.pid "$1"/*/*.pid; do
     while kill -0 "$pid" 2>/dev/null && [ $tries -lt 50 ]; do sleep 0.1; tries=$((tries + 1)); done
     kill -KILL "$pid"
 done 2>/dev/null
+[ -d "$1/tmpfs" ] && umount -l "$1/tmpfs" 2>/dev/null
 rm -rf "$1"
 "#;
 

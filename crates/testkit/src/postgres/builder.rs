@@ -1,6 +1,6 @@
 //! What a server is to be like, before it runs.
 
-use std::path::Path;
+use std::path::{Path, PathBuf};
 
 use super::{Major, Postgres, append, control, quoted, template};
 use crate::ports::Port;
@@ -20,6 +20,7 @@ pub struct PostgresBuilder {
     tls: Option<(String, String)>,
     client_authority: Option<String>,
     archive_to: Option<String>,
+    data_parent: Option<PathBuf>,
 }
 
 impl PostgresBuilder {
@@ -36,6 +37,7 @@ impl PostgresBuilder {
             tls: None,
             client_authority: None,
             archive_to: None,
+            data_parent: None,
         }
     }
 
@@ -108,6 +110,13 @@ impl PostgresBuilder {
         self
     }
 
+    /// Puts the data directory below a directory that the servers' account can write: a small file
+    /// system of its own ([`crate::tmpfs::Tmpfs`]).
+    pub fn data_parent(mut self, directory: &Path) -> Self {
+        self.data_parent = Some(directory.to_owned());
+        self
+    }
+
     /// Loads a library at server start (`shared_preload_libraries`).
     pub fn preload(mut self, library: &str) -> Self {
         self.preload.push(library.to_owned());
@@ -153,7 +162,13 @@ impl PostgresBuilder {
     pub fn prepare(self) -> Postgres {
         let bin_dir = self.major.bin_dir();
         let sandbox = Sandbox::new();
-        let data_dir = sandbox.path().join("data");
+        let mut data_dir = sandbox.path().join("data");
+        if let Some(parent) = &self.data_parent {
+            // The watchdog finds the server through the link.
+            let elsewhere = parent.join("data");
+            std::os::unix::fs::symlink(&elsewhere, &data_dir).expect("the sandbox is writable");
+            data_dir = elsewhere;
+        }
         let options = template::Options {
             bin_dir: &bin_dir,
             arguments: &self.initdb_arguments,

@@ -9,7 +9,7 @@ use crate::account::Account;
 use crate::processes::{self, Process, Signal};
 
 /// How long a start, a stop or a promotion may take on a busy machine.
-const PATIENCE: Duration = Duration::from_secs(60);
+const PATIENCE: Duration = Duration::from_mins(1);
 const PAUSE: Duration = Duration::from_millis(20);
 
 /// How to stop (PostgreSQL documentation, "Shutting Down the Server").
@@ -23,7 +23,7 @@ pub enum StopMode {
     Immediate,
 }
 
-/// Shared memory that a killed server leaves behind and the next start would have removed.
+/// Shared memory that a killed server leaves behind.
 #[derive(Debug, Default)]
 pub(super) struct Leftovers {
     files: Vec<PathBuf>,
@@ -108,7 +108,8 @@ impl Postgres {
         assert!(self.running_pid().is_none(), "the server is still running");
         self.spawn();
         self.wait_until_ready().await?;
-        *self.leftovers() = Leftovers::default();
+        // The start has removed the old segment.
+        self.leftovers().system_v = None;
         Ok(())
     }
 
@@ -149,13 +150,14 @@ impl Postgres {
     }
 
     fn kill_all(&self, pid: u32) {
-        *self.leftovers() = Leftovers {
-            files: processes::shared_memory_files(pid),
-            system_v: self
-                .pid_file_line(6)
-                .and_then(|line| line.split_whitespace().nth(1).map(str::to_owned)),
-        };
         let children = processes::children_of(pid);
+        let mut leftovers = self.leftovers();
+        for process in children.iter().chain([&pid]) {
+            leftovers.files.extend(processes::shared_memory_files(*process));
+        }
+        let segment = self.pid_file_line(6);
+        leftovers.system_v = segment.and_then(|line| line.split_whitespace().nth(1).map(str::to_owned));
+        drop(leftovers);
         processes::signal(pid, Signal::KILL);
         for child in &children {
             processes::signal(*child, Signal::KILL);

@@ -38,7 +38,7 @@ impl Postgres {
     pub async fn wait_for_replay(&self, standby: &Postgres) {
         let lsn = self.query_text("postgres", "SELECT pg_current_wal_lsn()").await;
         let question = format!("SELECT pg_last_wal_replay_lsn() >= '{lsn}'::pg_lsn");
-        crate::poll::until(Duration::from_secs(60), "the standby's replay", async || {
+        crate::poll::until(Duration::from_mins(1), "the standby's replay", async || {
             standby.query_text("postgres", &question).await == "t"
         })
         .await;
@@ -66,7 +66,7 @@ impl StandbyBuilder<'_> {
             "SELECT count(*) FROM pg_stat_replication WHERE state = 'streaming' AND application_name = '{}'",
             self.name
         );
-        crate::poll::until(Duration::from_secs(60), "the standby's streaming", async || {
+        crate::poll::until(Duration::from_mins(1), "the standby's streaming", async || {
             self.primary.query_text("postgres", &question).await != "0"
         })
         .await;

@@ -1,0 +1,201 @@
+//! A real S3 server (s3s-fs) in this process, that fails when told.
+//!
+//! It runs on threads of its own, so that a test may block while the program under test speaks to it.
+
+mod fault;
+
+use std::net::SocketAddr;
+use std::path::{Path, PathBuf};
+use std::sync::{Arc, Mutex, PoisonError};
+
+use hyper_util::rt::{TokioExecutor, TokioIo};
+use s3s::auth::SimpleAuth;
+use s3s::service::{S3Service, S3ServiceBuilder};
+use tokio::runtime::Runtime;
+
+use crate::proxy::{listen, runtime};
+use fault::{Answer, Faults};
+pub use fault::{Fault, Rule};
+
+const BUCKET: &str = "backups";
+const ACCESS_KEY: &str = "AKIATESTKIT";
+const SECRET_KEY: &str = "testkit/secret+key";
+
+/// An S3 server with one empty bucket, on a free loopback port, path-style, plain HTTP.
+#[derive(Debug)]
+pub struct S3Server {
+    address: SocketAddr,
+    directory: tempfile::TempDir,
+    shared: Arc<Shared>,
+    runtime: Option<Runtime>,
+}
+
+#[derive(Debug, Default)]
+struct Shared {
+    faults: Faults,
+    requests: Mutex<Vec<String>>,
+}
+
+impl S3Server {
+    /// Starts a server.
+    pub fn start() -> Self {
+        let directory = tempfile::Builder::new()
+            .prefix("pgmahout-test-s3-")
+            .tempdir()
+            .expect("the temporary directory is writable");
+        std::fs::create_dir(directory.path().join(BUCKET)).expect("the directory is new");
+        let runtime = runtime("s3");
+        let (listener, address) = listen(&runtime);
+        let mut builder =
+            S3ServiceBuilder::new(s3s_fs::FileSystem::new(directory.path()).expect("the directory exists"));
+        builder.set_auth(SimpleAuth::from_single(ACCESS_KEY, SECRET_KEY));
+        let service = builder.build();
+        let shared = Arc::new(Shared::default());
+        let for_requests = Arc::clone(&shared);
+        runtime.spawn(async move {
+            while let Ok((socket, _)) = listener.accept().await {
+                let (service, shared) = (service.clone(), Arc::clone(&for_requests));
+                tokio::spawn(async move {
+                    let handler = hyper::service::service_fn(move |request| {
+                        answer(service.clone(), Arc::clone(&shared), request)
+                    });
+                    let server = hyper_util::server::conn::auto::Builder::new(TokioExecutor::new());
+                    let _ = server.serve_connection(TokioIo::new(socket), handler).await;
+                });
+            }
+        });
+        Self {
+            address,
+            directory,
+            shared,
+            runtime: Some(runtime),
+        }
+    }
+
+    /// `http://127.0.0.1:PORT`.
+    pub fn endpoint(&self) -> String {
+        format!("http://{}", self.address)
+    }
+
+    /// The address it listens on.
+    pub fn address(&self) -> SocketAddr {
+        self.address
+    }
+
+    /// The bucket's name.
+    pub fn bucket(&self) -> &'static str {
+        BUCKET
+    }
+
+    /// The access key that it knows.
+    pub fn access_key(&self) -> &'static str {
+        ACCESS_KEY
+    }
+
+    /// The secret of the access key.
+    pub fn secret_key(&self) -> &'static str {
+        SECRET_KEY
+    }
+
+    /// A region to sign for; any is accepted.
+    pub fn region(&self) -> &'static str {
+        "us-east-1"
+    }
+
+    /// Where the bucket's objects lie as files, to be damaged.
+    pub fn directory(&self) -> PathBuf {
+        self.directory.path().join(BUCKET)
+    }
+
+    /// Keys of the bucket's objects, sorted; unfinished uploads are no objects.
+    pub fn keys(&self) -> Vec<String> {
+        let root = self.directory();
+        let mut keys = Vec::new();
+        collect(&root, &root, &mut keys);
+        keys.sort();
+        keys
+    }
+
+    /// Makes the requests that `rule` matches fail, until it has been used up.
+    pub fn inject(&self, rule: Rule) {
+        self.shared.faults.add(rule);
+    }
+
+    /// Forgets all faults. Requests that hang go on hanging.
+    pub fn clear_faults(&self) {
+        self.shared.faults.clear();
+    }
+
+    /// Every request so far: `PUT /backups/key?partNumber=1`.
+    pub fn requests(&self) -> Vec<String> {
+        self.shared
+            .requests
+            .lock()
+            .unwrap_or_else(PoisonError::into_inner)
+            .clone()
+    }
+}
+
+impl Drop for S3Server {
+    fn drop(&mut self) {
+        if let Some(runtime) = self.runtime.take() {
+            runtime.shutdown_background();
+        }
+    }
+}
+
+async fn answer(
+    service: S3Service,
+    shared: Arc<Shared>,
+    request: hyper::Request<hyper::body::Incoming>,
+) -> Result<hyper::Response<Answer>, std::io::Error> {
+    let method = request.method().as_str().to_owned();
+    let target = request
+        .uri()
+        .path_and_query()
+        .map(ToString::to_string)
+        .unwrap_or_default();
+    shared
+        .requests
+        .lock()
+        .unwrap_or_else(PoisonError::into_inner)
+        .push(format!("{method} {target}"));
+    let fault = shared.faults.take(&method, &target);
+    let cut = match fault {
+        Some(Fault::Status(status)) => return Ok(fault::refusal(status)),
+        Some(Fault::Stall) => return std::future::pending().await,
+        Some(Fault::Reset) => return Err(std::io::ErrorKind::ConnectionReset.into()),
+        Some(Fault::CutBody { after }) => Some((after, false)),
+        Some(Fault::StallBody { after }) => Some((after, true)),
+        None => None,
+    };
+    let response = service
+        .call(request.map(s3s::Body::from))
+        .await
+        .map_err(|error| std::io::Error::other(format!("{error:?}")))?;
+    Ok(response.map(|body| Answer::new(body, cut)))
+}
+
+fn collect(root: &Path, directory: &Path, keys: &mut Vec<String>) {
+    let Ok(entries) = std::fs::read_dir(directory) else {
+        return;
+    };
+    for entry in entries.flatten() {
+        let path = entry.path();
+        if path.is_dir() {
+            collect(root, &path, keys);
+        } else {
+            let key = path
+                .strip_prefix(root)
+                .expect("below the root")
+                .display()
+                .to_string();
+            if !entry.file_name().to_string_lossy().starts_with('.') {
+                keys.push(key);
+            }
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests;
