@@ -16,7 +16,7 @@
 use std::fmt;
 
 use crate::diagnostic::Diagnose;
-use crate::lsn::Lsn;
+use crate::lsn::{Lsn, halves};
 use crate::system_identifier::SystemIdentifier;
 use crate::timeline::TimelineId;
 use crate::wal::SegmentSize;
@@ -201,12 +201,12 @@ impl FullTransactionId {
 
     /// How often the 32-bit identifiers have wrapped around.
     pub fn epoch(self) -> u32 {
-        u32::try_from(self.0 >> 32).expect("the upper half of 64 bits is 32 bits")
+        halves(self.0).0
     }
 
     /// The 32-bit identifier.
     pub fn xid(self) -> u32 {
-        u32::try_from(self.0 & 0xFFFF_FFFF).expect("the lower half of 64 bits is 32 bits")
+        halves(self.0).1
     }
 }
 

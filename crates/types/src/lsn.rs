@@ -72,7 +72,8 @@ impl Lsn {
 
 impl fmt::Display for Lsn {
     fn fmt(&self, formatter: &mut fmt::Formatter<'_>) -> fmt::Result {
-        formatter.pad(&format!("{:X}/{:X}", self.0 >> 32, self.0 & 0xFFFF_FFFF))
+        let (high, low) = halves(self.0);
+        formatter.pad(&format!("{high:X}/{low:X}"))
     }
 }
 
@@ -132,6 +133,15 @@ impl Diagnose for LsnParseError {
     fn outcome(&self) -> Outcome {
         Outcome::Usage
     }
+}
+
+/// The upper and the lower 32 bits.
+#[expect(
+    clippy::cast_possible_truncation,
+    reason = "each half has 32 bits, and the other is meant to go"
+)]
+pub(crate) fn halves(number: u64) -> (u32, u32) {
+    ((number >> 32) as u32, number as u32)
 }
 
 /// One to eight hexadecimal digits and nothing else; `from_str_radix` alone would take a sign.

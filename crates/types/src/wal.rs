@@ -14,7 +14,7 @@ use std::str::FromStr;
 use serde::{Deserialize, Deserializer, Serialize, Serializer, de};
 
 use crate::diagnostic::{Diagnose, Outcome};
-use crate::lsn::{Lsn, hexadecimal, shortened};
+use crate::lsn::{Lsn, halves, hexadecimal, shortened};
 use crate::timeline::TimelineId;
 
 #[cfg(test)]
@@ -68,8 +68,8 @@ impl SegmentSize {
 
     /// How far into its segment `lsn` lies, in bytes.
     pub fn offset_of(self, lsn: Lsn) -> u32 {
-        u32::try_from(lsn.as_u64() % self.bytes())
-            .expect("an offset is smaller than the size, which is a u32")
+        // The size divides 2^32, so the upper half does not matter.
+        halves(lsn.as_u64()).1 % self.0
     }
 
     /// The largest number that a segment of this size can have.
@@ -128,7 +128,13 @@ impl SegmentName {
 
     /// The segment that holds the byte at `lsn`.
     pub fn containing(timeline: TimelineId, lsn: Lsn, size: SegmentSize) -> Self {
-        Self::new(timeline, size.number_of(lsn), size).expect("every position has a segment")
+        // Whatever the size, the segments of one log cover 2^32 bytes.
+        let (log, offset) = halves(lsn.as_u64());
+        Self {
+            timeline,
+            log,
+            segment: offset / size.0,
+        }
     }
 
     /// The segment that holds the last byte before `lsn`: where a record that ends at `lsn` ends, and what

@@ -65,7 +65,7 @@ pub(super) fn parse(bytes: &[u8]) -> Result<ControlFile, ControlFileError> {
 
     let catalog_version = fields.u32()?;
     let state = fields.u32()?;
-    let state = ClusterState::from_number(state).ok_or_else(|| impossible("state", state))?;
+    let state = ClusterState::from_number(state).ok_or_else(|| impossible("state", &state))?;
     let modified = UnixTime::new(fields.i64()?);
     let checkpoint_location = fields.lsn()?;
     let checkpoint = parse_checkpoint(&mut fields, format)?;
@@ -92,18 +92,18 @@ pub(super) fn parse(bytes: &[u8]) -> Result<ControlFile, ControlFileError> {
 
     let maximum_alignment = fields.u32()?;
     if maximum_alignment != 8 {
-        return Err(impossible("maxAlign", maximum_alignment));
+        return Err(impossible("maxAlign", &maximum_alignment));
     }
     let float_format = f64::from_bits(fields.u64()?);
     if float_format.to_bits() != FLOAT_FORMAT.to_bits() {
-        return Err(impossible("floatFormat", float_format));
+        return Err(impossible("floatFormat", &float_format));
     }
     let block_size = fields.u32()?;
     let relation_segment_blocks = fields.u32()?;
     let wal_block_size = fields.u32()?;
     let wal_segment_size = fields.u32()?;
     let wal_segment_size = SegmentSize::new(u64::from(wal_segment_size))
-        .map_err(|_| impossible("xlog_seg_size", wal_segment_size))?;
+        .map_err(|_| impossible("xlog_seg_size", &wal_segment_size))?;
     let name_data_length = fields.u32()?;
     let max_index_keys = fields.u32()?;
     let toast_chunk_size = fields.u32()?;
@@ -210,7 +210,7 @@ fn verify_checksum(bytes: &[u8], format: Format) -> Result<(), ControlFileError>
     }
 }
 
-fn impossible(field: &'static str, value: impl ToString) -> ControlFileError {
+fn impossible(field: &'static str, value: &impl ToString) -> ControlFileError {
     ControlFileError::Value {
         field,
         value: value.to_string(),
@@ -262,24 +262,24 @@ impl Fields<'_> {
         match self.take::<1>(1)? {
             [0] => Ok(false),
             [1] => Ok(true),
-            [other] => Err(impossible(field, other)),
+            [other] => Err(impossible(field, &other)),
         }
     }
 
     /// A C `int` that is never negative.
     fn setting(&mut self, field: &'static str) -> Result<u32, ControlFileError> {
         let value = self.take(4).map(i32::from_le_bytes)?;
-        u32::try_from(value).map_err(|_| impossible(field, value))
+        u32::try_from(value).map_err(|_| impossible(field, &value))
     }
 
     fn timeline(&mut self, field: &'static str) -> Result<TimelineId, ControlFileError> {
         let number = self.u32()?;
-        TimelineId::new(number).ok_or_else(|| impossible(field, number))
+        TimelineId::new(number).ok_or_else(|| impossible(field, &number))
     }
 
     fn wal_level(&mut self) -> Result<WalLevel, ControlFileError> {
         let number = self.u32()?;
-        WalLevel::from_number(number).ok_or_else(|| impossible("wal_level", number))
+        WalLevel::from_number(number).ok_or_else(|| impossible("wal_level", &number))
     }
 
     /// A transaction identifier; zero is `InvalidTransactionId`.
