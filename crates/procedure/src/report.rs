@@ -55,6 +55,12 @@ pub trait Reporter: Send + Sync {
     /// Says one line.
     fn message(&self, level: Level, text: &str);
 
+    /// Shows a plan, of several lines, that the person is about to be asked about. Shown even where
+    /// messages of its level are not.
+    fn plan(&self, text: &str) {
+        self.message(Level::Info, text.trim_end());
+    }
+
     /// Starts a task. Several may run at the same time.
     fn start(&self, task: Task) -> Box<dyn Progress>;
 }
@@ -82,6 +88,10 @@ impl<T: Reporter + ?Sized> Reporter for Arc<T> {
         (**self).message(level, text);
     }
 
+    fn plan(&self, text: &str) {
+        (**self).plan(text);
+    }
+
     fn start(&self, task: Task) -> Box<dyn Progress> {
         (**self).start(task)
     }
@@ -90,6 +100,10 @@ impl<T: Reporter + ?Sized> Reporter for Arc<T> {
 impl<T: Reporter + ?Sized> Reporter for &T {
     fn message(&self, level: Level, text: &str) {
         (**self).message(level, text);
+    }
+
+    fn plan(&self, text: &str) {
+        (**self).plan(text);
     }
 
     fn start(&self, task: Task) -> Box<dyn Progress> {
