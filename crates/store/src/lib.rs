@@ -13,4 +13,8 @@
 
 pub mod codec;
 pub mod digest;
+mod error;
+pub mod repository;
 pub mod seal;
+
+pub use error::{Action, Answer, StoreError, Subject};

@@ -100,6 +100,7 @@ mod frame;
 mod header;
 mod key;
 mod opener;
+mod repository_key;
 mod rewrap;
 mod sealer;
 #[cfg(test)]
@@ -110,6 +111,7 @@ pub use frame::{FrameCipher, TAG_LENGTH};
 pub use header::{SealedInfo, SlotKind, inspect, is_sealed};
 pub use key::{Argon2Parameters, Credential, Key, Keyring, generate_key_file, read_key_file};
 pub use opener::Opener;
+pub use repository_key::{create_repository_key, open_repository_key};
 pub use rewrap::rewrap;
 pub use sealer::Sealer;
 

@@ -47,6 +47,16 @@ impl<R: Read> Opener<R> {
         })
     }
 
+    /// With the object key itself, already found in the same header.
+    pub(super) fn with_key(mut inner: R, key: &Key) -> Result<Self, SealError> {
+        let header = Header::read(&mut inner)?;
+        Ok(Self {
+            inner,
+            frames: Frames::new(key, &header)?,
+            position: 0,
+        })
+    }
+
     /// The input. Meaningful after the end of the stream was read: then the whole input was authentic.
     pub fn into_inner(self) -> R {
         self.inner

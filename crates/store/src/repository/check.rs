@@ -1,0 +1,156 @@
+//! Proving that a repository does what is needed of it.
+
+use std::time::{Duration, Instant};
+
+use bytes::Bytes;
+use tokio_util::sync::CancellationToken;
+
+use super::{PutMode, Repository, Storage};
+use crate::error::{Action, StoreError};
+use crate::seal::Key;
+
+/// Where the check's own objects are, for as long as it runs.
+const CHECK_PREFIX: &str = "check";
+
+/// What [`Repository::check`] found.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct CheckReport {
+    /// How long it took to write a small object durably.
+    pub write: Duration,
+    /// How long it took to read it back.
+    pub read: Duration,
+    /// Whether "create only" is honoured; see [`Repository::supports_conditional_put`].
+    pub conditional_put: bool,
+}
+
+impl Repository {
+    /// Lists, writes a small object, reads it back, compares, deletes it, and sees that it is gone. The
+    /// object's name is random, so that checks may run side by side; it is deleted whatever happens.
+    ///
+    /// # Errors
+    ///
+    /// The first thing that does not work: on S3 within about 15 s when the storage cannot be reached.
+    /// [`StoreError::ReadBackDiffers`] when it lies.
+    pub async fn check(&self, cancellation: &CancellationToken) -> Result<CheckReport, StoreError> {
+        match self.list(CHECK_PREFIX, cancellation).await {
+            Ok(_)
+            | Err(StoreError::RepositoryMissing {
+                kind: "directory", ..
+            }) => {}
+            Err(error) => return Err(error),
+        }
+        let (name, content) = self.probe_object()?;
+        let checked = self.check_object(&name, content).await;
+        if checked.is_err() {
+            // The first error is what counts.
+            let _ = self.delete(&name).await;
+        }
+        let (write, read) = checked?;
+        if cancellation.is_cancelled() {
+            return Err(StoreError::Cancelled {
+                subject: self.subject(Action::Write, &name),
+            });
+        }
+        let conditional_put = self.supports_conditional_put().await?;
+        Ok(CheckReport {
+            write,
+            read,
+            conditional_put,
+        })
+    }
+
+    async fn check_object(&self, name: &str, content: Bytes) -> Result<(Duration, Duration), StoreError> {
+        let started = Instant::now();
+        self.put_bytes(name, content.clone(), PutMode::Create).await?;
+        let write = started.elapsed();
+        let started = Instant::now();
+        let back = self.get_bytes(name, content.len() as u64).await?;
+        let read = started.elapsed();
+        let differs = || StoreError::ReadBackDiffers {
+            subject: self.subject(Action::Read, name),
+        };
+        if back != content
+            || self
+                .head(name)
+                .await?
+                .is_none_or(|entry| entry.size != content.len() as u64)
+        {
+            return Err(differs());
+        }
+        self.delete(name).await?;
+        if self.exists(name).await? {
+            return Err(differs());
+        }
+        Ok((write, read))
+    }
+
+    /// Whether [`PutMode::Create`] is atomic here, proven by trying: two creates race for one name and exactly
+    /// one may win, a third must lose, and what is there must be the winner's. Where this is `false`, two
+    /// writers of one name that race can both succeed, and the later one stays.
+    ///
+    /// # Errors
+    ///
+    /// What the storage says, other than that it refuses or does not know conditional writes.
+    pub async fn supports_conditional_put(&self) -> Result<bool, StoreError> {
+        let (name, first) = self.probe_object()?;
+        let (_, second) = self.probe_object()?;
+        let result = self.race(&name, first, second).await;
+        let deleted = self.delete(&name).await;
+        let supported = result?;
+        deleted?;
+        Ok(supported)
+    }
+
+    async fn race(&self, name: &str, first: Bytes, second: Bytes) -> Result<bool, StoreError> {
+        let (won_first, won_second) = tokio::join!(
+            self.create_once(name, first.clone()),
+            self.create_once(name, second.clone())
+        );
+        let (won_first, won_second) = match (won_first, won_second) {
+            (Err(StoreError::Other { .. }), _) | (_, Err(StoreError::Other { .. })) => return Ok(false),
+            (first, second) => (first?, second?),
+        };
+        if won_first == won_second || self.create_once(name, Bytes::from_static(b"late")).await? {
+            return Ok(false);
+        }
+        let winner = if won_first { first } else { second };
+        Ok(self.get_bytes(name, winner.len() as u64).await? == winner)
+    }
+
+    async fn create_once(&self, name: &str, bytes: Bytes) -> Result<bool, StoreError> {
+        match &self.storage {
+            Storage::S3(store) => match store.create_once(name, bytes).await {
+                // A server that does not know the header says 501.
+                Err(StoreError::Unavailable { source, subject }) if source.0.contains("NotImplemented") => {
+                    Err(StoreError::Other {
+                        subject,
+                        source: Box::new(source),
+                    })
+                }
+                other => other,
+            },
+            Storage::Local(_) => match self.put_bytes(name, bytes, PutMode::Create).await {
+                Ok(()) => Ok(true),
+                Err(StoreError::AlreadyExists { .. }) => Ok(false),
+                Err(error) => Err(error),
+            },
+        }
+    }
+
+    /// A name that nobody else uses, and bytes that nobody else writes.
+    fn probe_object(&self) -> Result<(String, Bytes), StoreError> {
+        let random = Key::generate().map_err(|source| StoreError::Encryption {
+            repository: self.description.clone(),
+            source,
+        })?;
+        let text: String = random
+            .as_bytes()
+            .iter()
+            .map(|byte| format!("{byte:02x}"))
+            .collect();
+        Ok((
+            format!("{CHECK_PREFIX}/{text}"),
+            Bytes::from(format!("pgmahout repository check {text}\n")),
+        ))
+    }
+}

@@ -1,0 +1,469 @@
+//! Objects in a bucket.
+//!
+//! # Trying again
+//!
+//! There are three clients that differ in patience. Reading, and writing in one piece with [`PutMode::Create`],
+//! use one that never repeats a request by itself, because we do it here: a range goes on where it broke off,
+//! and a create whose answer was lost is decided by reading back. Parts of uploads use one that repeats (5xx,
+//! 429, lost connections, time-outs) with jitter for as long as [`Patience::retry`] says. Questions (`head`,
+//! `list`, `check`) give up after 15 s, so that a wrong endpoint is told at once.
+//!
+//! # Create only
+//!
+//! An object in one piece is put with `If-None-Match: *`. An upload in parts is looked for before it starts
+//! and before it completes, and completed with the same header, which AWS and newer servers obey. Where a
+//! server ignores the header two writers that race can both succeed, and the later one stays;
+//! `supports_conditional_put` tells.
+//!
+//! # Memory
+//!
+//! A writer holds the part being filled and up to 32 MiB (at least one part) being uploaded. Parts are of 8
+//! MiB for the first 8 GiB and grow to 64 MiB, so that S3's 10,000 parts hold 457 GiB: at most 128 MiB. A
+//! reader holds up to four ranges of 4 MiB.
+
+mod answer;
+mod download;
+mod upload;
+
+use std::sync::Arc;
+use std::time::{Duration, SystemTime};
+
+use aws_lc_rs::rand;
+use bytes::Bytes;
+use futures::{StreamExt, TryStreamExt};
+use object_store::aws::{AmazonS3, AmazonS3Builder};
+use object_store::path::Path;
+use object_store::{
+    BackoffConfig, Certificate, ClientOptions, HeaderMap, HeaderValue, ObjectMeta, ObjectStore,
+    ObjectStoreExt, PutOptions, PutPayload, RetryConfig,
+};
+use tokio::time::{Instant, sleep};
+use tokio_util::sync::CancellationToken;
+
+pub(super) use download::S3Reader;
+pub(super) use upload::S3Writer;
+
+use super::{ObjectEntry, PutMode, S3Settings};
+use crate::error::{Action, StoreError, Subject};
+use crate::repository::settings::Patience;
+
+const QUESTION_PATIENCE: Duration = Duration::from_secs(15);
+const FIRST_PAUSE: Duration = Duration::from_millis(200);
+const LONGEST_PAUSE: Duration = Duration::from_secs(10);
+
+/// The secrets of a bucket, looked up.
+pub(super) struct S3Secrets {
+    pub(super) access_key: Option<pgmahout_config::Secret>,
+    pub(super) secret_key: Option<pgmahout_config::Secret>,
+    pub(super) session_token: Option<pgmahout_config::Secret>,
+}
+
+#[derive(Debug)]
+pub(super) struct S3Store {
+    /// Never repeats a request.
+    once: AmazonS3,
+    /// Repeats for as long as the settings say.
+    patient: AmazonS3,
+    /// Repeats for a short time.
+    brief: AmazonS3,
+    /// Patient, and every request carries `If-None-Match: *`: for completing uploads.
+    creating: AmazonS3,
+    prefix: String,
+    repository: String,
+    patience: Patience,
+}
+
+impl S3Store {
+    pub(super) fn new(
+        settings: &S3Settings,
+        secrets: &S3Secrets,
+        repository: String,
+        name: &str,
+    ) -> Result<Self, StoreError> {
+        let wrong = |problem: String, hint: &str| StoreError::Settings {
+            repository: name.to_owned(),
+            problem,
+            hint: hint.to_owned(),
+        };
+        let mut builder = AmazonS3Builder::new()
+            .with_bucket_name(&settings.bucket)
+            .with_region(settings.region.as_deref().unwrap_or("us-east-1"))
+            .with_virtual_hosted_style_request(!settings.path_style.unwrap_or(settings.endpoint.is_some()));
+        if let Some(endpoint) = &settings.endpoint {
+            if !endpoint.starts_with("http://") && !endpoint.starts_with("https://") {
+                return Err(wrong(
+                    format!("the endpoint `{endpoint}` is no URL"),
+                    "write endpoint: https://HOST or http://HOST:PORT",
+                ));
+            }
+            let endpoint = endpoint.trim_end_matches('/');
+            builder = builder
+                .with_endpoint(virtual_host(endpoint, settings))
+                .with_allow_http(endpoint.starts_with("http://"));
+        }
+        match (&secrets.access_key, &secrets.secret_key) {
+            (Some(key), Some(secret)) => {
+                builder = builder
+                    .with_access_key_id(key.expose())
+                    .with_secret_access_key(secret.expose());
+            }
+            // An instance's own role, where the machine has one.
+            (None, None) => {}
+            _ => {
+                return Err(wrong(
+                    "only one of access_key and secret_key is given".to_owned(),
+                    "give both access_key and secret_key, or neither for the instance's role",
+                ));
+            }
+        }
+        if let Some(token) = &secrets.session_token {
+            builder = builder.with_token(token.expose());
+        }
+        let Patience {
+            connect,
+            request,
+            retry,
+            ..
+        } = settings.patience;
+        let mut options = ClientOptions::new()
+            .with_user_agent(HeaderValue::from_static(concat!(
+                "pgmahout/",
+                env!("CARGO_PKG_VERSION")
+            )))
+            .with_connect_timeout(connect)
+            .with_timeout(request)
+            .with_allow_http(
+                settings
+                    .endpoint
+                    .as_deref()
+                    .is_some_and(|endpoint| endpoint.starts_with("http://")),
+            );
+        if let Some(path) = &settings.ca_cert {
+            let hint = format!(
+                "ca_cert must name a readable file of certificates in PEM: ls -l {}",
+                path.display()
+            );
+            let pem = std::fs::read(path)
+                .map_err(|error| wrong(format!("cannot read {}: {error}", path.display()), &hint))?;
+            let certificates = Certificate::from_pem_bundle(&pem).map_err(|error| {
+                wrong(
+                    format!("{} holds no certificates: {error}", path.display()),
+                    &hint,
+                )
+            })?;
+            if certificates.is_empty() {
+                return Err(wrong(format!("{} holds no certificates", path.display()), &hint));
+            }
+            for certificate in certificates {
+                options = options.with_root_certificate(certificate);
+            }
+        }
+        let build = |retries: usize, time: Duration, options: &ClientOptions| {
+            let backoff = BackoffConfig {
+                init_backoff: FIRST_PAUSE,
+                max_backoff: LONGEST_PAUSE,
+                base: 2.0,
+            };
+            builder
+                .clone()
+                .with_client_options(options.clone())
+                .with_retry(RetryConfig {
+                    backoff,
+                    max_retries: retries,
+                    retry_timeout: time,
+                })
+                .build()
+                .map_err(|error| wrong(error.to_string(), "check endpoint, region and bucket"))
+        };
+        let only_create =
+            HeaderMap::from_iter([(object_store_if_none_match(), HeaderValue::from_static("*"))]);
+        Ok(Self {
+            once: build(0, Duration::ZERO, &options)?,
+            patient: build(usize::MAX, retry, &options)?,
+            brief: build(usize::MAX, retry.min(QUESTION_PATIENCE), &options)?,
+            creating: build(
+                usize::MAX,
+                retry,
+                &options.clone().with_default_headers(only_create),
+            )?,
+            prefix: settings.prefix.trim_matches('/').to_owned(),
+            repository,
+            patience: settings.patience,
+        })
+    }
+
+    fn subject(&self, action: Action, object: &str) -> Subject {
+        Subject {
+            repository: self.repository.clone(),
+            object: object.to_owned(),
+            action,
+        }
+    }
+
+    fn error(&self, action: Action, name: &str, error: &object_store::Error) -> StoreError {
+        answer::store_error(error, self.subject(action, name))
+    }
+
+    /// The key of an object. Names and prefixes are of characters that `Path` takes as they are.
+    fn path(&self, name: &str) -> Path {
+        let separator = if self.prefix.is_empty() || name.is_empty() {
+            ""
+        } else {
+            "/"
+        };
+        Path::from(format!("{}{separator}{name}", self.prefix))
+    }
+
+    fn entry(&self, meta: &ObjectMeta) -> ObjectEntry {
+        let key = meta.location.as_ref();
+        let name = key
+            .strip_prefix(&self.prefix)
+            .unwrap_or(key)
+            .trim_start_matches('/')
+            .to_owned();
+        let modified = meta.last_modified.into();
+        ObjectEntry {
+            name,
+            size: meta.size,
+            modified,
+        }
+    }
+
+    pub(super) async fn put_bytes(&self, name: &str, bytes: Bytes, mode: PutMode) -> Result<(), StoreError> {
+        match mode {
+            PutMode::Overwrite => {
+                let put = self
+                    .patient
+                    .put(&self.path(name), PutPayload::from_bytes(bytes))
+                    .await;
+                put.map(|_| ())
+                    .map_err(|error| self.error(Action::Write, name, &error))
+            }
+            PutMode::Create => self.create(name, bytes).await,
+        }
+    }
+
+    /// Puts an object only where nothing is, and repeats without losing track: an answer that was lost may
+    /// mean that our own bytes are what "exists already".
+    async fn create(&self, name: &str, bytes: Bytes) -> Result<(), StoreError> {
+        let path = self.path(name);
+        let mut pauses = Pauses::new(self.patience.retry);
+        let mut may_be_ours = false;
+        loop {
+            let options = PutOptions::from(object_store::PutMode::Create);
+            let put = self
+                .once
+                .put_opts(&path, PutPayload::from_bytes(bytes.clone()), options)
+                .await;
+            let Err(answered) = put else { return Ok(()) };
+            if answer::is_not_implemented(&answered) {
+                if self.head(name).await?.is_some() {
+                    return Err(StoreError::AlreadyExists {
+                        subject: self.subject(Action::Write, name),
+                    });
+                }
+                let put = self.patient.put(&path, PutPayload::from_bytes(bytes)).await;
+                return put
+                    .map(|_| ())
+                    .map_err(|error| self.error(Action::Write, name, &error));
+            }
+            let error = self.error(Action::Write, name, &answered);
+            match error {
+                StoreError::AlreadyExists { .. } if may_be_ours => {
+                    let there = self.get_bytes(name, bytes.len() as u64).await;
+                    return if there.is_ok_and(|there| there == bytes) {
+                        Ok(())
+                    } else {
+                        Err(error)
+                    };
+                }
+                error if error.is_retryable() => {
+                    may_be_ours = true;
+                    if !pauses.pause().await {
+                        return Err(error);
+                    }
+                }
+                error => return Err(error),
+            }
+        }
+    }
+
+    /// One attempt to create, for proving that the store obeys.
+    pub(super) async fn create_once(&self, name: &str, bytes: Bytes) -> Result<bool, StoreError> {
+        let options = PutOptions::from(object_store::PutMode::Create);
+        match self
+            .once
+            .put_opts(&self.path(name), PutPayload::from_bytes(bytes), options)
+            .await
+        {
+            Ok(_) => Ok(true),
+            Err(answered) => match self.error(Action::Write, name, &answered) {
+                StoreError::AlreadyExists { .. } => Ok(false),
+                error => Err(error),
+            },
+        }
+    }
+
+    pub(super) async fn get_bytes(&self, name: &str, limit: u64) -> Result<Bytes, StoreError> {
+        let failed = |error| self.error(Action::Read, name, &error);
+        let result = self.brief.get(&self.path(name)).await.map_err(failed)?;
+        if result.meta.size > limit {
+            return Err(StoreError::TooLarge {
+                subject: self.subject(Action::Read, name),
+                limit,
+            });
+        }
+        result.bytes().await.map_err(failed)
+    }
+
+    async fn meta(&self, action: Action, name: &str) -> Result<Option<ObjectMeta>, StoreError> {
+        match self.brief.head(&self.path(name)).await {
+            Ok(meta) => Ok(Some(meta)),
+            Err(object_store::Error::NotFound { .. }) => Ok(None),
+            Err(error) => {
+                let error = self.error(action, name, &error);
+                // The answer to a HEAD has no body, so a wrong key looks like a missing right: ask otherwise.
+                if matches!(error, StoreError::PermissionDenied { .. }) {
+                    let listed = self
+                        .brief
+                        .list(Some(&self.path("pgmahout-question")))
+                        .next()
+                        .await;
+                    if let Some(Err(clearer)) = listed {
+                        let clearer = self.error(action, name, &clearer);
+                        if !matches!(clearer, StoreError::PermissionDenied { .. }) {
+                            return Err(clearer);
+                        }
+                    }
+                }
+                Err(error)
+            }
+        }
+    }
+
+    pub(super) async fn head(&self, name: &str) -> Result<Option<ObjectEntry>, StoreError> {
+        Ok(self.meta(Action::Look, name).await?.map(|meta| ObjectEntry {
+            name: name.to_owned(),
+            ..self.entry(&meta)
+        }))
+    }
+
+    pub(super) async fn list(&self, prefix: &str) -> Result<Vec<ObjectEntry>, StoreError> {
+        let path = self.path(prefix);
+        let under = (!path.as_ref().is_empty()).then_some(&path);
+        let mut found: Vec<ObjectEntry> = self
+            .brief
+            .list(under)
+            .map_ok(|meta| self.entry(&meta))
+            .try_filter(|entry| futures::future::ready(super::name::check(&entry.name).is_ok()))
+            .try_collect()
+            .await
+            .map_err(|error| self.error(Action::List, prefix, &error))?;
+        found.sort_by(|left, right| left.name.cmp(&right.name));
+        Ok(found)
+    }
+
+    /// Deletes; `false` when there was nothing to delete.
+    pub(super) async fn delete(&self, name: &str) -> Result<bool, StoreError> {
+        // S3 answers a deletion with success whether or not the object was there.
+        if self.meta(Action::Delete, name).await?.is_none() {
+            return Ok(false);
+        }
+        match self.brief.delete(&self.path(name)).await {
+            Ok(()) => Ok(true),
+            Err(object_store::Error::NotFound { .. }) => Ok(false),
+            Err(error) => Err(self.error(Action::Delete, name, &error)),
+        }
+    }
+
+    pub(super) async fn writer(
+        self: &Arc<Self>,
+        name: &str,
+        mode: PutMode,
+        cancellation: CancellationToken,
+    ) -> Result<S3Writer, StoreError> {
+        let before = self.meta(Action::Write, name).await?;
+        if mode == PutMode::Create && before.is_some() {
+            return Err(StoreError::AlreadyExists {
+                subject: self.subject(Action::Write, name),
+            });
+        }
+        Ok(S3Writer::new(
+            Arc::clone(self),
+            name,
+            mode,
+            before.and_then(|meta| meta.e_tag),
+            cancellation,
+        ))
+    }
+
+    pub(super) async fn reader(
+        self: &Arc<Self>,
+        name: &str,
+        cancellation: CancellationToken,
+    ) -> Result<(S3Reader, ObjectEntry), StoreError> {
+        let subject = || self.subject(Action::Read, name);
+        let meta = self
+            .meta(Action::Read, name)
+            .await?
+            .ok_or_else(|| StoreError::NotFound { subject: subject() })?;
+        let entry = ObjectEntry {
+            name: name.to_owned(),
+            ..self.entry(&meta)
+        };
+        Ok((S3Reader::new(Arc::clone(self), name, &meta, cancellation), entry))
+    }
+}
+
+/// With an endpoint and the bucket in the host's name, the client wants the whole host.
+fn virtual_host(endpoint: &str, settings: &S3Settings) -> String {
+    if settings.path_style == Some(false)
+        && let Some((scheme, host)) = endpoint.split_once("://")
+        && !host.starts_with(&format!("{}.", settings.bucket))
+    {
+        return format!("{scheme}://{}.{host}", settings.bucket);
+    }
+    endpoint.to_owned()
+}
+
+fn object_store_if_none_match() -> http::HeaderName {
+    http::header::IF_NONE_MATCH
+}
+
+/// Pauses between attempts: longer each time, with jitter, bounded altogether.
+struct Pauses {
+    until: Instant,
+    next: Duration,
+}
+
+impl Pauses {
+    fn new(patience: Duration) -> Self {
+        Self {
+            until: Instant::now() + patience,
+            next: FIRST_PAUSE,
+        }
+    }
+
+    /// Waits, or says that the time for attempts is over.
+    async fn pause(&mut self) -> bool {
+        // Between half of the pause and the whole, so that many clients do not come back together.
+        let mut random = [0; 1];
+        let jitter = if rand::fill(&mut random).is_ok() {
+            f64::from(random[0]) / 512.0
+        } else {
+            0.0
+        };
+        let pause = self.next.mul_f64(0.5 + jitter);
+        self.next = (self.next * 2).min(LONGEST_PAUSE);
+        if Instant::now() + pause >= self.until {
+            return false;
+        }
+        sleep(pause).await;
+        true
+    }
+}
+
+/// The time of writing, for entries that the store has not told yet.
+fn now() -> SystemTime {
+    SystemTime::now()
+}
