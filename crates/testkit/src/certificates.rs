@@ -7,7 +7,7 @@ use rcgen::{
     IsCa, KeyPair, KeyUsagePurpose,
 };
 
-const DAY: Duration = Duration::from_secs(86_400);
+const DAY: Duration = Duration::from_hours(24);
 
 /// From when until when a certificate is valid.
 #[derive(Debug, Clone, Copy)]
@@ -169,4 +169,73 @@ fn parameters(common_name: &str, names: &[&str], validity: Validity) -> Certific
 /// Whole seconds: X.509 knows no smaller ones.
 fn since_epoch(time: SystemTime) -> Duration {
     Duration::from_secs(time.duration_since(UNIX_EPOCH).expect("after 1970").as_secs())
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::postgres::{Major, Postgres};
+
+    fn psql(server: &Postgres, conninfo: &str) -> Result<(), String> {
+        let output = server
+            .client_command("psql", "postgres")
+            .args([
+                "-X",
+                "-d",
+                &format!("host=127.0.0.1 {conninfo}"),
+                "-c",
+                "SELECT 1",
+            ])
+            .output()
+            .unwrap();
+        if output.status.success() {
+            Ok(())
+        } else {
+            Err(String::from_utf8_lossy(&output.stderr).into())
+        }
+    }
+
+    #[tokio::test]
+    async fn a_server_shows_its_certificate_and_a_client_may_have_to() {
+        let authority = Authority::new("testkit CA");
+        let issued = authority.server("db", &["127.0.0.1"], Validity::ends_in(DAY));
+        let server = Postgres::builder(Major::V15)
+            .tls(&issued.certificate, &issued.key)
+            .client_authority(&authority.certificate())
+            .hba("hostssl all alice 127.0.0.1/32 cert")
+            .start()
+            .await;
+        server.sql("postgres", "CREATE ROLE alice LOGIN").await;
+        let directory = tempfile::tempdir().unwrap();
+        let write = |name: &str, text: &str| {
+            let path = directory.path().join(name);
+            std::fs::write(&path, text).unwrap();
+            let mode = std::os::unix::fs::PermissionsExt::from_mode(0o600);
+            std::fs::set_permissions(&path, mode).unwrap();
+            path.display().to_string()
+        };
+        let trusted = format!(
+            "sslmode=verify-full sslrootcert={}",
+            write("ca", &authority.certificate())
+        );
+        psql(&server, &trusted).unwrap();
+        let alice = authority.client("alice");
+        let shown = format!(
+            "sslcert={} sslkey={}",
+            write("crt", &alice.certificate),
+            write("key", &alice.key)
+        );
+        psql(&server, &format!("{trusted} user=alice {shown}")).unwrap();
+        assert!(psql(&server, &format!("{trusted} user=alice")).is_err());
+        let other = Authority::new("somebody else");
+        let distrusted = format!(
+            "sslmode=verify-ca sslrootcert={}",
+            write("other", &other.certificate())
+        );
+        assert!(
+            psql(&server, &distrusted)
+                .unwrap_err()
+                .contains("certificate verify failed")
+        );
+    }
 }

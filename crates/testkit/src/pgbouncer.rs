@@ -76,11 +76,12 @@ impl PgBouncerBuilder {
 
     fn write(&self, sandbox: &Sandbox, port: u16) -> PathBuf {
         let directory = sandbox.path().display();
-        let mut text = String::from("[databases]\n");
+        let mut lines = vec!["[databases]".to_owned()];
         for (name, options) in &self.databases {
-            text += &format!("{name} = {} {options}\n", self.server);
+            lines.push(format!("{name} = {} {options}", self.server));
         }
-        text += &format!("* = {}\n\n[pgbouncer]\n", self.server);
+        lines.push(format!("* = {}", self.server));
+        lines.push("[pgbouncer]".to_owned());
         let mut settings: Vec<(String, String)> = [
             ("listen_addr", "127.0.0.1".to_owned()),
             ("listen_port", port.to_string()),
@@ -106,16 +107,18 @@ impl PgBouncerBuilder {
             settings.push(("client_tls_key_file".into(), key.display().to_string()));
         }
         settings.extend(self.settings.iter().cloned());
-        for (name, value) in settings {
-            text += &format!("{name} = {value}\n");
-        }
-        let users: String = self
+        lines.extend(
+            settings
+                .into_iter()
+                .map(|(name, value)| format!("{name} = {value}")),
+        );
+        let users: Vec<String> = self
             .users
             .iter()
-            .map(|(name, password)| format!("\"{name}\" \"{password}\"\n"))
+            .map(|(name, password)| format!("\"{name}\" \"{password}\""))
             .collect();
-        sandbox.file("users.txt", users);
-        sandbox.file("pgbouncer.ini", text)
+        sandbox.file("users.txt", users.join("\n") + "\n");
+        sandbox.file("pgbouncer.ini", lines.join("\n") + "\n")
     }
 }
 
