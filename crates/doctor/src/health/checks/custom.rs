@@ -1,0 +1,321 @@
+//! `custom.NAME`: the user's own checks: a SQL query with thresholds, tables that must exist, a probe over
+//! HTTP or TCP, a command.
+
+use std::borrow::Cow;
+use std::process::Stdio;
+use std::time::{Duration, Instant};
+
+use async_trait::async_trait;
+use serde::Deserialize;
+use serde_json::{Map, Value};
+
+use crate::health::limits::Direction;
+use crate::health::{Check, Context, Failure, Finding, Limit, Measure, Rows, Status, Thresholds, Unit, Verdict};
+
+/// What a custom check does.
+#[derive(Debug, Clone)]
+pub enum Probe {
+    /// Runs a query. The first column of its first row is the value; all rows are shown as evidence.
+    Sql {
+        /// One SELECT, without parameters.
+        query: String,
+        /// Where; `None`: the database of the connection.
+        database: Option<String>,
+    },
+    /// Looks whether tables exist, each `schema.table`.
+    Tables {
+        /// Their names.
+        names: Vec<String>,
+        /// Where; `None`: the database of the connection.
+        database: Option<String>,
+    },
+    /// Asks a URL and expects a status; the value is the time that it took.
+    Http {
+        /// `http://` or `https://`.
+        url: String,
+        /// The status expected.
+        status: u16,
+        /// A text that the answer must contain.
+        contains: Option<String>,
+    },
+    /// Opens a TCP connection; the value is the time that it took.
+    Tcp {
+        /// `host:port`.
+        address: String,
+    },
+    /// Runs a program without a shell. Its exit status counts as a Nagios plugin's, its first line of output
+    /// is the evidence.
+    Command {
+        /// The program and its arguments.
+        words: Vec<String>,
+    },
+}
+
+/// A custom check as the configuration gives it.
+#[derive(Debug, Clone)]
+pub struct CustomCheck {
+    /// Its name; the check's id is `custom.NAME`.
+    pub name: String,
+    /// What it does.
+    pub probe: Probe,
+    /// What the value counts.
+    pub unit: Unit,
+    /// From here on WARN.
+    pub warn: Option<f64>,
+    /// From here on CRIT.
+    pub crit: Option<f64>,
+    /// Which side of the thresholds is bad.
+    pub direction: Direction,
+    /// How long it may take.
+    pub timeout: Duration,
+    /// What to do when it is not OK.
+    pub hint: Option<String>,
+}
+
+/// The checks that the configuration asks for.
+pub fn checks(customs: Vec<CustomCheck>) -> Vec<Box<dyn Check>> {
+    customs
+        .into_iter()
+        .map(|custom| {
+            let id = format!("custom.{}", custom.name);
+            let limits = vec![Limit {
+                id: Cow::Owned(id.clone()),
+                unit: custom.unit,
+                default: Thresholds { warn: custom.warn, crit: custom.crit, direction: custom.direction },
+            }];
+            let title = match &custom.probe {
+                Probe::Sql { .. } => "your query".to_owned(),
+                Probe::Tables { .. } => "tables that must exist".to_owned(),
+                Probe::Http { url, .. } => format!("GET {url}"),
+                Probe::Tcp { address } => format!("a connection to {address}"),
+                Probe::Command { words } => format!("the command {}", words.first().map_or("", String::as_str)),
+            };
+            Box::new(Custom { id, title, limits, custom }) as Box<dyn Check>
+        })
+        .collect()
+}
+
+struct Custom {
+    id: String,
+    title: String,
+    limits: Vec<Limit>,
+    custom: CustomCheck,
+}
+
+#[async_trait]
+impl Check for Custom {
+    fn id(&self) -> &str {
+        &self.id
+    }
+
+    fn title(&self) -> &str {
+        &self.title
+    }
+
+    fn limits(&self) -> &[Limit] {
+        &self.limits
+    }
+
+    fn grant(&self) -> &str {
+        "GRANT SELECT ON the tables of the query TO {role}"
+    }
+
+    fn needs_server(&self) -> bool {
+        matches!(self.custom.probe, Probe::Sql { .. } | Probe::Tables { .. })
+    }
+
+    async fn run(&self, context: &Context) -> Result<Verdict, Failure> {
+        let thresholds = context.limit(&self.id);
+        let work = async {
+            match &self.custom.probe {
+                Probe::Sql { query, database } => self.sql(context, query, database.as_deref(), thresholds).await,
+                Probe::Tables { names, database } => tables(context, names, database.as_deref()).await,
+                Probe::Http { url, status, contains } => {
+                    Ok(self.http(url, *status, contains.as_deref(), thresholds).await)
+                }
+                Probe::Tcp { address } => Ok(tcp(address, thresholds).await),
+                Probe::Command { words } => Ok(command(words).await),
+            }
+        };
+        let finding = match tokio::time::timeout(self.custom.timeout, work).await {
+            Ok(finding) => finding?,
+            Err(_) if self.needs_server() => return Err(Failure::TimedOut { limit: self.custom.timeout }),
+            Err(_) => Finding::crit(format!("no answer within {}", Measure::seconds(self.custom.timeout.as_secs_f64()))),
+        };
+        Ok(match &self.custom.hint {
+            Some(hint) => finding.hint(hint.clone()),
+            None if finding.hint.is_none() => finding.hint(format!("see {} in the configuration's checks.custom", self.custom.name)),
+            None => finding,
+        }
+        .into())
+    }
+}
+
+impl Custom {
+    async fn sql(
+        &self,
+        context: &Context,
+        query: &str,
+        database: Option<&str>,
+        thresholds: Option<Thresholds>,
+    ) -> Result<Finding, Failure> {
+        let query = query.trim().trim_end_matches(';');
+        let answer: Vec<Map<String, Value>> = context.sessions().lease(database).await?.rows(query).await?;
+        let value = answer.first().and_then(|row| row.values().next());
+        let Some(value) = value else {
+            return Ok(Finding::unknown("the query gave no row", None));
+        };
+        let number = match value {
+            Value::Number(number) => number.as_f64(),
+            Value::String(text) => text.parse().ok(),
+            Value::Bool(truth) => Some(f64::from(u8::from(*truth))),
+            _ => None,
+        };
+        let Some(number) = number else {
+            return Ok(Finding::unknown(format!("the query's first value is no number: {value}"), None));
+        };
+        let measure = Measure::new(number, self.custom.unit);
+        let columns: Vec<String> = answer[0].keys().cloned().collect();
+        let evidence = format!("{} = {measure}", columns.first().map_or("value", String::as_str));
+        let mut finding = Finding::judged(measure, thresholds, evidence);
+        if answer.len() > 1 || columns.len() > 1 {
+            let rows = answer
+                .iter()
+                .take(Rows::MOST)
+                .map(|row| row.values().map(plain_text).collect())
+                .collect();
+            finding = finding.rows(Rows { columns, rows, total: answer.len() });
+        }
+        Ok(finding)
+    }
+
+    async fn http(
+        &self,
+        url: &str,
+        status: u16,
+        contains: Option<&str>,
+        thresholds: Option<Thresholds>,
+    ) -> Finding {
+        let begun = Instant::now();
+        let client = match reqwest::Client::builder().user_agent("pgmahout").build() {
+            Ok(client) => client,
+            Err(error) => return Finding::unknown(format!("no HTTP client: {error}"), None),
+        };
+        let answer = match client.get(url).send().await {
+            Ok(answer) => answer,
+            Err(error) => {
+                return Finding::crit(format!("{url} does not answer: {}", crate::health::failure::chain(&error)));
+            }
+        };
+        let got = answer.status().as_u16();
+        if got != status {
+            return Finding::crit(format!("{url} answered {got} instead of {status}"));
+        }
+        if let Some(wanted) = contains {
+            match answer.text().await {
+                Ok(body) if body.contains(wanted) => {}
+                Ok(_) => return Finding::crit(format!("the answer of {url} does not contain \"{wanted}\"")),
+                Err(error) => return Finding::crit(format!("the answer of {url} broke off: {error}")),
+            }
+        }
+        let elapsed = Measure::seconds(begun.elapsed().as_secs_f64());
+        Finding::judged(elapsed, thresholds, format!("{url} answered {got} after {elapsed}"))
+    }
+}
+
+fn plain_text(value: &Value) -> String {
+    match value {
+        Value::String(text) => text.clone(),
+        Value::Null => String::new(),
+        other => other.to_string(),
+    }
+}
+
+async fn tables(context: &Context, names: &[String], database: Option<&str>) -> Result<Finding, Failure> {
+    #[derive(Deserialize)]
+    struct Missing {
+        name: String,
+    }
+    let list: Vec<String> = names.iter().map(|name| format!("'{}'", name.replace('\'', "''"))).collect();
+    if list.is_empty() {
+        return Ok(Finding::unknown("the configuration names no table", None));
+    }
+    let missing: Vec<Missing> = context
+        .sessions()
+        .lease(database)
+        .await?
+        .rows(&format!(
+            "SELECT name FROM unnest(ARRAY[{}]::text[]) AS name WHERE to_regclass(name) IS NULL",
+            list.join(", ")
+        ))
+        .await?;
+    let count = Measure::count(i64::try_from(missing.len()).unwrap_or(i64::MAX));
+    if missing.is_empty() {
+        return Ok(Finding::ok(format!("all {} tables exist", names.len())).measured(count));
+    }
+    let missing: Vec<String> = missing.into_iter().map(|row| row.name).collect();
+    Ok(Finding::crit(format!("missing: {}", missing.join(", ")))
+        .measured(count)
+        .hint("restore them from a dump: pgmahout dump list, then pgmahout dump restore FILE --table NAME"))
+}
+
+async fn tcp(address: &str, thresholds: Option<Thresholds>) -> Finding {
+    let begun = Instant::now();
+    match tokio::net::TcpStream::connect(address).await {
+        Ok(_) => {
+            let elapsed = Measure::seconds(begun.elapsed().as_secs_f64());
+            Finding::judged(elapsed, thresholds, format!("{address} accepts connections"))
+        }
+        Err(error) => Finding::crit(format!("{address} does not accept connections: {error}")),
+    }
+}
+
+async fn command(words: &[String]) -> Finding {
+    let Some((program, arguments)) = words.split_first() else {
+        return Finding::unknown("the configuration names no command", None);
+    };
+    let output = tokio::process::Command::new(program)
+        .args(arguments)
+        .stdin(Stdio::null())
+        .kill_on_drop(true)
+        .output()
+        .await;
+    let output = match output {
+        Ok(output) => output,
+        Err(error) => return Finding::unknown(format!("cannot run {program}: {error}"), None),
+    };
+    let text = String::from_utf8_lossy(if output.stdout.is_empty() { &output.stderr } else { &output.stdout });
+    // What follows the bar is performance data (Monitoring Plugins Development Guidelines).
+    let line = text.lines().next().unwrap_or_default().split('|').next().unwrap_or_default().trim().to_owned();
+    let line = if line.is_empty() { format!("{program} ended with {}", output.status) } else { line };
+    match output.status.code() {
+        Some(0) => Finding::ok(line),
+        Some(1) => Finding::warn(line),
+        Some(2) => Finding::crit(line),
+        _ => Finding::new(Status::Unknown, line),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[tokio::test]
+    async fn a_command_answers_as_a_nagios_plugin_does() {
+        for (code, status) in [(0, Status::Ok), (1, Status::Warn), (2, Status::Crit), (3, Status::Unknown), (99, Status::Unknown)] {
+            let words = ["sh", "-c", &format!("echo 'three things | things=3'; exit {code}")].map(str::to_owned);
+            let finding = command(&words).await;
+            assert_eq!((finding.status, finding.evidence.as_str()), (status, "three things"));
+        }
+        assert_eq!(command(&["/nowhere/program".to_owned()]).await.status, Status::Unknown);
+    }
+
+    #[tokio::test]
+    async fn a_port_that_nobody_listens_on_is_critical() {
+        let listener = tokio::net::TcpListener::bind("127.0.0.1:0").await.unwrap();
+        let address = listener.local_addr().unwrap().to_string();
+        assert_eq!(tcp(&address, None).await.status, Status::Ok);
+        drop(listener);
+        assert_eq!(tcp(&address, None).await.status, Status::Crit);
+    }
+}
