@@ -92,8 +92,11 @@ impl TimelineHistory {
         Ok(Self { timeline, ancestors })
     }
 
-    /// The content of the file, byte for byte as the server writes it: an empty line stands between two
-    /// timelines (`writeTimeLineHistory`). Empty for a timeline without ancestors, which has no file.
+    /// The content of the file in the server's form: an empty line stands between two timelines
+    /// (`writeTimeLineHistory`). Empty for a timeline without ancestors, which has no file.
+    ///
+    /// The same bytes as the server's for promotions. After a recovery target the server's reason ends with
+    /// a line end of its own, which is not kept.
     pub fn render(&self) -> String {
         let mut content = String::new();
         for ancestor in &self.ancestors {

@@ -244,7 +244,7 @@ fn sample(version: u32) -> ControlFile {
         previous_timeline: TimelineId::FIRST,
         full_page_writes: true,
         wal_level: Some(WalLevel::Replica),
-        next_transaction: FullTransactionId::new((2 << 32) | 750),
+        next_transaction: FullTransactionId::new(0x2_0000_02EE),
         next_oid: 16_384,
         next_multixact: 1,
         next_multixact_offset: 0,

@@ -1,6 +1,7 @@
 use proptest::prelude::*;
 
 use super::*;
+use crate::timeline::TimelineId;
 
 fn timeline(number: u32) -> TimelineId {
     TimelineId::new(number).expect("not zero")

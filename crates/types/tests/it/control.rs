@@ -442,7 +442,7 @@ fn damage_is_noticed_as_pg_controldata_notices_it(server: &Postgres) {
             }
             Err(ControlFileError::Checksum { .. }) => assert!(offset < length),
             Err(ControlFileError::Version { .. } | ControlFileError::ByteOrder) => {
-                assert!((8..12).contains(&offset))
+                assert!((8..12).contains(&offset));
             }
             Err(other) => panic!("byte {offset}: {other}"),
         }

@@ -1,8 +1,11 @@
 //! Timeline histories of real promotions, against pg_rewind.
 
+use std::time::Duration;
+
+use pgmahout_testkit::poll;
 use pgmahout_testkit::postgres::{Major, Postgres, StopMode};
 use pgmahout_types::history::ForkPoint;
-use pgmahout_types::{ControlFile, Lsn, TimelineHistory, TimelineId, WalFileName};
+use pgmahout_types::{ControlFile, Lsn, SegmentName, SegmentSize, TimelineHistory, TimelineId, WalFileName};
 
 fn timeline(number: u32) -> TimelineId {
     TimelineId::new(number).expect("not zero")
@@ -153,4 +156,105 @@ async fn timeline_histories_of_postgresql_15_are_read_as_pg_rewind_reads_them() 
 #[tokio::test]
 async fn timeline_histories_of_postgresql_18_are_read_as_pg_rewind_reads_them() {
     promotions_are_understood(Major::V18).await;
+}
+
+/// A recovery aims at the newest timeline, 2, but stops before the place where 2 branched off 1.
+async fn an_early_stop_is_understood(major: Major) {
+    let primary = Postgres::builder(major).archive_to("archive").start().await;
+    let archive = primary.root_dir().join("archive");
+    let copy = primary.standby("copy").without_slot().prepare();
+    let standby = primary.standby("standby").without_slot().start().await;
+    primary
+        .sql(
+            "postgres",
+            "CREATE TABLE t AS SELECT generate_series(1, 1000) AS id",
+        )
+        .await;
+    let target = primary
+        .query_text("postgres", "SELECT pg_current_wal_insert_lsn()")
+        .await;
+    primary
+        .sql(
+            "postgres",
+            "INSERT INTO t SELECT generate_series(1, 1000); SELECT pg_switch_wal()",
+        )
+        .await;
+    primary
+        .sql("postgres", "INSERT INTO t SELECT generate_series(1, 1000)")
+        .await;
+    primary.wait_for_replay(&standby).await;
+    standby.promote().await;
+    let (second, _) = newest_history(&standby);
+    let switchpoint = second.parent().expect("a parent").switchpoint;
+    let wanted = |name: String| archive.join(name);
+    let holder = SegmentName::containing(
+        timeline(1),
+        target.parse().expect("a position"),
+        SegmentSize::DEFAULT,
+    );
+    for file in [
+        wanted(holder.to_string()),
+        wanted(WalFileName::TimelineHistory(timeline(2)).to_string()),
+    ] {
+        poll::until(Duration::from_secs(30), "the archived file", async || {
+            file.exists()
+        })
+        .await;
+    }
+
+    std::fs::rename(
+        copy.data_dir().join("standby.signal"),
+        copy.data_dir().join("recovery.signal"),
+    )
+    .expect("renamed");
+    std::fs::write(copy.data_dir().join("postgresql.auto.conf"), "").expect("primary_conninfo is gone");
+    copy.append_conf(&format!(
+        "restore_command = 'cp \"{}/%f\" \"%p\"'",
+        archive.display()
+    ));
+    copy.append_conf(&format!("recovery_target_lsn = '{target}'"));
+    copy.append_conf("recovery_target_action = 'promote'");
+    copy.start_again().await;
+    poll::until(Duration::from_secs(30), "the end of recovery", async || {
+        copy.query_text("postgres", "SELECT pg_is_in_recovery()").await == "f"
+    })
+    .await;
+
+    let (third, content) = newest_history(&copy);
+    // The reason "after LSN ..." brings a line end of its own.
+    assert_eq!(format!("{}\n", third.render()).as_bytes(), content);
+    assert_eq!(
+        third.parent().expect("a parent").reason,
+        format!("after LSN {target}")
+    );
+    let left_second = third.parent().expect("a parent");
+    assert_eq!(
+        (third.timeline(), left_second.timeline),
+        (timeline(3), timeline(2))
+    );
+    let stopped = left_second.switchpoint;
+    assert!(
+        stopped < switchpoint,
+        "{stopped} lies after {switchpoint}: the case did not come about"
+    );
+    assert_eq!(third.ancestors()[0].switchpoint, switchpoint);
+
+    // Between the two the third timeline has its own data, not the first's.
+    assert_eq!(third.timeline_at(stopped), timeline(3));
+    assert_eq!(
+        third.timeline_at(stopped.checked_sub(1).expect("not zero")),
+        timeline(1)
+    );
+    assert_eq!(third.left(timeline(1)), Some(stopped));
+    assert!(!third.descends_from(timeline(1), switchpoint));
+}
+
+#[tokio::test]
+async fn a_recovery_of_postgresql_15_that_stops_before_its_target_timeline_is_understood() {
+    an_early_stop_is_understood(Major::V15).await;
+}
+
+#[tokio::test]
+async fn a_recovery_of_postgresql_18_that_stops_before_its_target_timeline_is_understood() {
+    an_early_stop_is_understood(Major::V18).await;
 }

@@ -3,23 +3,23 @@
 use pgmahout_types::{Lsn, SegmentName, SystemIdentifier, TimelineId, WalFileName};
 
 /// Writes `value` and reads it back.
-fn round_trip<T>(value: T, json: &str)
+fn round_trip<T>(value: &T, json: &str)
 where
     T: serde::Serialize + serde::de::DeserializeOwned + PartialEq + std::fmt::Debug,
 {
-    assert_eq!(serde_json::to_string(&value).expect("can be written"), json);
-    assert_eq!(serde_json::from_str::<T>(json).expect("can be read"), value);
+    assert_eq!(serde_json::to_string(value).expect("can be written"), json);
+    assert_eq!(serde_json::from_str::<T>(json).expect("can be read"), *value);
 }
 
 #[test]
 fn types_are_written_as_postgresql_writes_them() {
     let segment: SegmentName = "000000010000000000000003".parse().expect("a segment");
-    round_trip(Lsn::new(0x300_0028), r#""0/3000028""#);
-    round_trip(TimelineId::new(7).expect("not zero"), "7");
-    round_trip(SystemIdentifier::new(u64::MAX), r#""18446744073709551615""#);
-    round_trip(segment, r#""000000010000000000000003""#);
+    round_trip(&Lsn::new(0x300_0028), r#""0/3000028""#);
+    round_trip(&TimelineId::new(7).expect("not zero"), "7");
+    round_trip(&SystemIdentifier::new(u64::MAX), r#""18446744073709551615""#);
+    round_trip(&segment, r#""000000010000000000000003""#);
     round_trip(
-        WalFileName::Partial(segment),
+        &WalFileName::Partial(segment),
         r#""000000010000000000000003.partial""#,
     );
 }
