@@ -22,6 +22,7 @@ pub(crate) fn run(arguments: &[String]) -> Result<()> {
             targets.push(word.clone());
         }
     }
+    setup::for_fuzzing()?;
     setup::cargo_tool("fuzz", "cargo-fuzz")?;
     let known: Vec<String> = output(cargo().args(["fuzz", "list"]))?
         .lines()

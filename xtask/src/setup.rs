@@ -78,6 +78,15 @@ pub(crate) fn for_tests() -> Result<Vec<(&'static str, PathBuf)>> {
     ])
 }
 
+/// What fuzzing needs: libFuzzer is C++.
+pub(crate) fn for_fuzzing() -> Result<()> {
+    if on_path("c++") {
+        Ok(())
+    } else {
+        debian::install(&["g++"])
+    }
+}
+
 /// A cargo subcommand, installed from crates.io where it is missing.
 ///
 /// # Errors

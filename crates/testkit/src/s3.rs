@@ -4,6 +4,7 @@
 
 mod fault;
 
+use std::collections::BTreeMap;
 use std::net::SocketAddr;
 use std::path::{Path, PathBuf};
 use std::sync::{Arc, Mutex, PoisonError};
@@ -33,7 +34,7 @@ pub struct S3Server {
 #[derive(Debug, Default)]
 struct Shared {
     faults: Faults,
-    requests: Mutex<Vec<String>>,
+    requests: Mutex<Vec<Request>>,
 }
 
 impl S3Server {
@@ -128,11 +129,51 @@ impl S3Server {
 
     /// Every request so far: `PUT /backups/key?partNumber=1`.
     pub fn requests(&self) -> Vec<String> {
+        let requests = self.recorded();
+        requests
+            .into_iter()
+            .map(|request| format!("{} {}", request.method, request.target))
+            .collect()
+    }
+
+    /// Every request so far, with its headers.
+    pub fn recorded(&self) -> Vec<Request> {
         self.shared
             .requests
             .lock()
             .unwrap_or_else(PoisonError::into_inner)
             .clone()
+    }
+}
+
+/// A request as it came.
+#[derive(Debug, Clone)]
+pub struct Request {
+    /// `GET`, `PUT`.
+    pub method: String,
+    /// Path and query.
+    pub target: String,
+    /// Headers, their names in lower case.
+    pub headers: BTreeMap<String, String>,
+}
+
+impl Request {
+    fn of(request: &hyper::Request<hyper::body::Incoming>) -> Self {
+        let text =
+            |value: &hyper::header::HeaderValue| String::from_utf8_lossy(value.as_bytes()).into_owned();
+        Self {
+            method: request.method().as_str().to_owned(),
+            target: request
+                .uri()
+                .path_and_query()
+                .map(ToString::to_string)
+                .unwrap_or_default(),
+            headers: request
+                .headers()
+                .iter()
+                .map(|(name, value)| (name.to_string(), text(value)))
+                .collect(),
+        }
     }
 }
 
@@ -149,30 +190,28 @@ async fn answer(
     shared: Arc<Shared>,
     request: hyper::Request<hyper::body::Incoming>,
 ) -> Result<hyper::Response<Answer>, std::io::Error> {
-    let method = request.method().as_str().to_owned();
-    let target = request
-        .uri()
-        .path_and_query()
-        .map(ToString::to_string)
-        .unwrap_or_default();
+    let recorded = Request::of(&request);
+    let fault = shared.faults.take(&recorded.method, &recorded.target);
     shared
         .requests
         .lock()
         .unwrap_or_else(PoisonError::into_inner)
-        .push(format!("{method} {target}"));
-    let fault = shared.faults.take(&method, &target);
+        .push(recorded);
     let cut = match fault {
         Some(Fault::Status(status)) => return Ok(fault::refusal(status)),
         Some(Fault::Stall) => return std::future::pending().await,
         Some(Fault::Reset) => return Err(std::io::ErrorKind::ConnectionReset.into()),
         Some(Fault::CutBody { after }) => Some((after, false)),
         Some(Fault::StallBody { after }) => Some((after, true)),
-        None => None,
+        Some(Fault::LoseAnswer) | None => None,
     };
     let response = service
         .call(request.map(s3s::Body::from))
         .await
         .map_err(|error| std::io::Error::other(format!("{error:?}")))?;
+    if fault == Some(Fault::LoseAnswer) {
+        return Err(std::io::ErrorKind::ConnectionReset.into());
+    }
     Ok(response.map(|body| Answer::new(body, cut)))
 }
 

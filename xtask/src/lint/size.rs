@@ -40,7 +40,7 @@ mod tests {
 
     #[test]
     fn tests_do_not_count() {
-        assert_eq!(without_tests("a\nb\n\n#[cfg(test)]\nmod tests {\n}\n"), 3);
+        assert_eq!(without_tests("a\nb\n\n#[cfg(test)]\nmod tests {\n}\n"), 2);
         assert!(is_source(Path::new("crates/x/src/y.rs")));
         assert!(!is_source(Path::new("crates/x/src/y/tests.rs")));
         assert!(!is_source(Path::new("crates/cli/tests/it/main.rs")));

@@ -17,6 +17,8 @@ pub enum Fault {
     Stall,
     /// The connection ends without an answer; the request is not carried out.
     Reset,
+    /// Carried out, but the connection ends without an answer.
+    LoseAnswer,
     /// Carried out, but the connection ends after this many bytes of the body.
     CutBody {
         /// Bytes of the body that arrive.

@@ -61,4 +61,8 @@ fn requests_fail_as_told_and_no_more_often() {
             .contains("</Error>")
     );
     assert_eq!(server.requests()[0], "GET /backups/key");
+    assert_eq!(server.recorded()[0].headers["connection"], "close");
+
+    server.inject(Rule::new(Fault::LoseAnswer));
+    assert_eq!(exchange(&server, "GET /backups/key").unwrap_or_default(), "");
 }
