@@ -259,9 +259,12 @@ impl<'a> Lines<'a> {
     }
 }
 
-/// A value that is none of those that can stand there.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+/// A text that cannot stand in a line of a backup label. [`BackupLabelError::Line`] says which.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, thiserror::Error)]
+#[error("the text cannot stand in a backup label")]
 pub struct Unreadable;
+
+impl Diagnose for Unreadable {}
 
 impl fmt::Display for Location {
     fn fmt(&self, formatter: &mut fmt::Formatter<'_>) -> fmt::Result {

@@ -8,6 +8,9 @@
 //! Names are read strictly, in upper case, as the server's own checks do (`IsXLogFileName` and its
 //! neighbours), and never with the timeline 0.
 
+use std::fmt;
+
+use crate::bytes::Bytes;
 use crate::diagnostic::{Diagnose, Outcome};
 use crate::lsn::{Lsn, halves};
 
@@ -49,7 +52,8 @@ pub use file_name::WalFileName;
 pub use segment::SegmentName;
 
 /// The size of the WAL segments of a cluster: a power of two from 1 MiB to 1 GiB, chosen by initdb's
-/// `--wal-segsize` (`IsValidWalSegSize` in `src/include/access/xlog_internal.h`).
+/// `--wal-segsize` (`IsValidWalSegSize` in `src/include/access/xlog_internal.h`). Its text is for people:
+/// `16 MiB`.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash)]
 pub struct SegmentSize(u32);
 
@@ -106,6 +110,12 @@ impl SegmentSize {
     }
 }
 
+impl fmt::Display for SegmentSize {
+    fn fmt(&self, formatter: &mut fmt::Formatter<'_>) -> fmt::Result {
+        fmt::Display::fmt(&Bytes::new(self.bytes()), formatter)
+    }
+}
+
 impl Default for SegmentSize {
     fn default() -> Self {
         Self::DEFAULT
@@ -151,7 +161,7 @@ pub enum WalNameError {
         name: String,
     },
     /// The last eight digits are more than segments of this size can reach.
-    #[error("{name} is not the name of a WAL segment of {} bytes", size.bytes())]
+    #[error("{name} is not the name of a WAL segment of {size}")]
     NotOfThisSize {
         /// The name.
         name: SegmentName,

@@ -125,7 +125,7 @@ fn a_name_of_smaller_segments_is_refused() {
         .expect_err("16 MiB segments stop at FF");
     assert_eq!(
         error.to_string(),
-        "000000010000000000000100 is not the name of a WAL segment of 16777216 bytes"
+        "000000010000000000000100 is not the name of a WAL segment of 16 MiB"
     );
 }
 

@@ -5,7 +5,7 @@ use std::path::Path;
 
 use pgmahout_testkit::postgres::{Major, Postgres, StopMode};
 use pgmahout_types::control::{ClusterState, ControlFileError, DataChecksums, UnixTime, WalLevel};
-use pgmahout_types::{ControlFile, Lsn, SegmentName, TimelineId};
+use pgmahout_types::{BackupLabel, ControlFile, Lsn, SegmentName, SegmentSize, TimelineId};
 
 fn bytes_of(server: &Postgres) -> Vec<u8> {
     std::fs::read(server.data_dir().join(ControlFile::PATH)).expect("pg_control can be read")
@@ -526,6 +526,7 @@ fn damage_is_noticed_as_pg_controldata_notices_it(server: &Postgres) {
         // A program for each byte is slow: every seventh, and all around the version and the checksum.
         if offset % 7 == 0 || (8..12).contains(&offset) || offset + 8 >= length {
             std::fs::write(&path, &damaged).expect("the copy can be written");
+            server.account().own(&path);
             let (_, _, complaints) = controldata(server, &directory);
             let theirs = complaints.contains("CRC checksum");
             assert_eq!(theirs, ours.is_err(), "byte {offset}: {ours:?}\n{complaints}");
@@ -548,6 +549,66 @@ fn damage_is_noticed_as_pg_controldata_notices_it(server: &Postgres) {
             Err(ControlFileError::Truncated { length })
         );
     }
+}
+
+/// Recoveries of base backups that cannot reach the end of the backup, because the WAL after the backup's
+/// checkpoint is gone.
+async fn an_unfinished_recovery_is_read(major: Major) {
+    let primary = Postgres::start(major).await;
+    let copy = primary.standby("copy").without_slot().prepare();
+    let start = recover_without_wal(&copy).await;
+    let control = agrees_with_pg_controldata(&copy, ClusterState::InArchiveRecovery);
+    assert_eq!((control.backup_start, control.backup_end), (Some(start), None));
+    assert!(control.backup_end_required);
+
+    let standby = primary.standby("standby").without_slot().start().await;
+    primary
+        .sql(
+            "postgres",
+            "CREATE TABLE t AS SELECT generate_series(1, 1000) AS id; CHECKPOINT",
+        )
+        .await;
+    primary
+        .sql("postgres", "INSERT INTO t SELECT generate_series(1, 1000)")
+        .await;
+    primary.wait_for_replay(&standby).await;
+    let copy = standby.standby("copy").without_slot().prepare();
+    let start = recover_without_wal(&copy).await;
+    let control = agrees_with_pg_controldata(&copy, ClusterState::InArchiveRecovery);
+    assert_eq!(control.backup_start, Some(start));
+    assert!(control.backup_end > control.backup_start);
+}
+
+/// Starts a copy whose WAL ends after the checkpoint, and kills it; returns where its backup started.
+async fn recover_without_wal(copy: &Postgres) -> Lsn {
+    let data = copy.data_dir();
+    let label = std::fs::read(data.join(BackupLabel::FILE_NAME)).expect("a base backup has a label");
+    let label = BackupLabel::parse(&label).expect("the server's label is good");
+    let size = SegmentSize::DEFAULT;
+    let path = data
+        .join("pg_wal")
+        .join(SegmentName::containing(TimelineId::FIRST, label.checkpoint, size).to_string());
+    let mut segment = std::fs::read(&path).expect("the backup brought its WAL");
+    // The record of a checkpoint takes 114 bytes, and the next one begins at a multiple of 8.
+    let offset = usize::try_from(size.offset_of(label.checkpoint)).expect("it fits") + 120;
+    segment[offset..].fill(0);
+    std::fs::write(&path, segment).expect("the segment can be written");
+
+    std::fs::write(data.join("postgresql.auto.conf"), "").expect("primary_conninfo is gone");
+    copy.append_conf("hot_standby = off");
+    copy.start_again().await;
+    copy.kill().await;
+    label.start.lsn
+}
+
+#[tokio::test]
+async fn pg_control_of_an_unfinished_recovery_of_postgresql_15_is_read() {
+    an_unfinished_recovery_is_read(Major::V15).await;
+}
+
+#[tokio::test]
+async fn pg_control_of_an_unfinished_recovery_of_postgresql_18_is_read() {
+    an_unfinished_recovery_is_read(Major::V18).await;
 }
 
 #[tokio::test]
