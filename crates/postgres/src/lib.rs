@@ -9,7 +9,10 @@
 //!
 //! SQL itself lives with whoever asks the question. Nothing here prints.
 
+pub mod binaries;
+pub mod conf_file;
 pub mod connection;
+pub mod hba;
 pub mod params;
 pub mod sql;
 pub mod throwaway;
