@@ -2,6 +2,7 @@
 
 mod completion;
 mod demo;
+mod errors;
 mod health_host;
 mod help;
 mod report;

@@ -179,21 +179,20 @@ async fn play(args: &Args, context: &Context) -> Result<ExitStatus, Failure> {
     Ok(ExitStatus::SUCCESS)
 }
 
-/// The programs of one supported major version.
+/// The directory of the server programs: of the newest supported major version that is installed whole.
 fn server_programs(args: &Args) -> Result<PathBuf, Failure> {
-    let binaries = Binaries::new(args.bin_dir.clone());
+    let find = |program, requirement| Binaries::find(program, requirement, args.bin_dir.as_deref());
     for major in (ServerVersion::OLDEST_MAJOR..=ServerVersion::NEWEST_MAJOR).rev() {
-        if let Ok(program) = binaries.find("postgres", Requirement::Exactly(major)) {
-            if let Some(directory) = program.path.parent() {
-                return Ok(directory.to_owned());
-            }
+        if let Ok(program) = find("initdb", Requirement::Exactly(major)) {
+            return Ok(program.directory().to_owned());
         }
     }
-    let program = binaries.find("postgres", Requirement::AtLeast(ServerVersion::OLDEST_MAJOR))?;
+    let program = find("initdb", Requirement::AtLeast(ServerVersion::OLDEST_MAJOR))?;
     Err(Failure::new(
         Outcome::Usage,
         format!("PostgreSQL {} at {} is not a version that this build knows", program.version, program.path.display()),
-    ))
+    )
+    .hint("install a supported one: apt-get install postgresql, or name its programs with --bin-dir"))
 }
 
 /// Small, quick, and as a production server should be set.
