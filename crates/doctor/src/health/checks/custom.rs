@@ -10,7 +10,9 @@ use serde::Deserialize;
 use serde_json::{Map, Value};
 
 use crate::health::limits::Direction;
-use crate::health::{Check, Context, Failure, Finding, Limit, Measure, Rows, Status, Thresholds, Unit, Verdict};
+use crate::health::{
+    Check, Context, Failure, Finding, Limit, Measure, Rows, Status, Thresholds, Unit, Verdict,
+};
 
 /// What a custom check does.
 #[derive(Debug, Clone)]
@@ -81,16 +83,27 @@ pub fn checks(customs: Vec<CustomCheck>) -> Vec<Box<dyn Check>> {
             let limits = vec![Limit {
                 id: Cow::Owned(id.clone()),
                 unit: custom.unit,
-                default: Thresholds { warn: custom.warn, crit: custom.crit, direction: custom.direction },
+                default: Thresholds {
+                    warn: custom.warn,
+                    crit: custom.crit,
+                    direction: custom.direction,
+                },
             }];
             let title = match &custom.probe {
                 Probe::Sql { .. } => "your query".to_owned(),
                 Probe::Tables { .. } => "tables that must exist".to_owned(),
                 Probe::Http { url, .. } => format!("GET {url}"),
                 Probe::Tcp { address } => format!("a connection to {address}"),
-                Probe::Command { words } => format!("the command {}", words.first().map_or("", String::as_str)),
+                Probe::Command { words } => {
+                    format!("the command {}", words.first().map_or("", String::as_str))
+                }
             };
-            Box::new(Custom { id, title, limits, custom }) as Box<dyn Check>
+            Box::new(Custom {
+                id,
+                title,
+                limits,
+                custom,
+            }) as Box<dyn Check>
         })
         .collect()
 }
@@ -128,23 +141,37 @@ impl Check for Custom {
         let thresholds = context.limit(&self.id);
         let work = async {
             match &self.custom.probe {
-                Probe::Sql { query, database } => self.sql(context, query, database.as_deref(), thresholds).await,
-                Probe::Tables { names, database } => tables(context, names, database.as_deref()).await,
-                Probe::Http { url, status, contains } => {
-                    Ok(self.http(url, *status, contains.as_deref(), thresholds).await)
+                Probe::Sql { query, database } => {
+                    self.sql(context, query, database.as_deref(), thresholds).await
                 }
+                Probe::Tables { names, database } => tables(context, names, database.as_deref()).await,
+                Probe::Http {
+                    url,
+                    status,
+                    contains,
+                } => Ok(self.http(url, *status, contains.as_deref(), thresholds).await),
                 Probe::Tcp { address } => Ok(tcp(address, thresholds).await),
                 Probe::Command { words } => Ok(command(words).await),
             }
         };
         let finding = match tokio::time::timeout(self.custom.timeout, work).await {
             Ok(finding) => finding?,
-            Err(_) if self.needs_server() => return Err(Failure::TimedOut { limit: self.custom.timeout }),
-            Err(_) => Finding::crit(format!("no answer within {}", Measure::seconds(self.custom.timeout.as_secs_f64()))),
+            Err(_) if self.needs_server() => {
+                return Err(Failure::TimedOut {
+                    limit: self.custom.timeout,
+                });
+            }
+            Err(_) => Finding::crit(format!(
+                "no answer within {}",
+                Measure::seconds(self.custom.timeout.as_secs_f64())
+            )),
         };
         Ok(match &self.custom.hint {
             Some(hint) => finding.hint(hint.clone()),
-            None if finding.hint.is_none() => finding.hint(format!("see {} in the configuration's checks.custom", self.custom.name)),
+            None if finding.hint.is_none() => finding.hint(format!(
+                "see {} in the configuration's checks.custom",
+                self.custom.name
+            )),
             None => finding,
         }
         .into())
@@ -172,7 +199,10 @@ impl Custom {
             _ => None,
         };
         let Some(number) = number else {
-            return Ok(Finding::unknown(format!("the query's first value is no number: {value}"), None));
+            return Ok(Finding::unknown(
+                format!("the query's first value is no number: {value}"),
+                None,
+            ));
         };
         let measure = Measure::new(number, self.custom.unit);
         let columns: Vec<String> = answer[0].keys().cloned().collect();
@@ -184,7 +214,11 @@ impl Custom {
                 .take(Rows::MOST)
                 .map(|row| row.values().map(plain_text).collect())
                 .collect();
-            finding = finding.rows(Rows { columns, rows, total: answer.len() });
+            finding = finding.rows(Rows {
+                columns,
+                rows,
+                total: answer.len(),
+            });
         }
         Ok(finding)
     }
@@ -204,7 +238,10 @@ impl Custom {
         let answer = match client.get(url).send().await {
             Ok(answer) => answer,
             Err(error) => {
-                return Finding::crit(format!("{url} does not answer: {}", crate::health::failure::chain(&error)));
+                return Finding::crit(format!(
+                    "{url} does not answer: {}",
+                    crate::health::failure::chain(&error)
+                ));
             }
         };
         let got = answer.status().as_u16();
@@ -219,7 +256,11 @@ impl Custom {
             }
         }
         let elapsed = Measure::seconds(begun.elapsed().as_secs_f64());
-        Finding::judged(elapsed, thresholds, format!("{url} answered {got} after {elapsed}"))
+        Finding::judged(
+            elapsed,
+            thresholds,
+            format!("{url} answered {got} after {elapsed}"),
+        )
     }
 }
 
@@ -236,7 +277,10 @@ async fn tables(context: &Context, names: &[String], database: Option<&str>) -> 
     struct Missing {
         name: String,
     }
-    let list: Vec<String> = names.iter().map(|name| format!("'{}'", name.replace('\'', "''"))).collect();
+    let list: Vec<String> = names
+        .iter()
+        .map(|name| format!("'{}'", name.replace('\'', "''")))
+        .collect();
     if list.is_empty() {
         return Ok(Finding::unknown("the configuration names no table", None));
     }
@@ -284,10 +328,26 @@ async fn command(words: &[String]) -> Finding {
         Ok(output) => output,
         Err(error) => return Finding::unknown(format!("cannot run {program}: {error}"), None),
     };
-    let text = String::from_utf8_lossy(if output.stdout.is_empty() { &output.stderr } else { &output.stdout });
+    let text = String::from_utf8_lossy(if output.stdout.is_empty() {
+        &output.stderr
+    } else {
+        &output.stdout
+    });
     // What follows the bar is performance data (Monitoring Plugins Development Guidelines).
-    let line = text.lines().next().unwrap_or_default().split('|').next().unwrap_or_default().trim().to_owned();
-    let line = if line.is_empty() { format!("{program} ended with {}", output.status) } else { line };
+    let line = text
+        .lines()
+        .next()
+        .unwrap_or_default()
+        .split('|')
+        .next()
+        .unwrap_or_default()
+        .trim()
+        .to_owned();
+    let line = if line.is_empty() {
+        format!("{program} ended with {}", output.status)
+    } else {
+        line
+    };
     match output.status.code() {
         Some(0) => Finding::ok(line),
         Some(1) => Finding::warn(line),
@@ -302,12 +362,29 @@ mod tests {
 
     #[tokio::test]
     async fn a_command_answers_as_a_nagios_plugin_does() {
-        for (code, status) in [(0, Status::Ok), (1, Status::Warn), (2, Status::Crit), (3, Status::Unknown), (99, Status::Unknown)] {
-            let words = ["sh", "-c", &format!("echo 'three things | things=3'; exit {code}")].map(str::to_owned);
+        for (code, status) in [
+            (0, Status::Ok),
+            (1, Status::Warn),
+            (2, Status::Crit),
+            (3, Status::Unknown),
+            (99, Status::Unknown),
+        ] {
+            let words = [
+                "sh",
+                "-c",
+                &format!("echo 'three things | things=3'; exit {code}"),
+            ]
+            .map(str::to_owned);
             let finding = command(&words).await;
-            assert_eq!((finding.status, finding.evidence.as_str()), (status, "three things"));
+            assert_eq!(
+                (finding.status, finding.evidence.as_str()),
+                (status, "three things")
+            );
         }
-        assert_eq!(command(&["/nowhere/program".to_owned()]).await.status, Status::Unknown);
+        assert_eq!(
+            command(&["/nowhere/program".to_owned()]).await.status,
+            Status::Unknown
+        );
     }
 
     #[tokio::test]

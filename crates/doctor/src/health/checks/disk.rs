@@ -46,18 +46,29 @@ impl Space {
     /// The share in use, as `df` computes it: what root alone may use counts as neither used nor free.
     pub(super) fn used_share(&self) -> f64 {
         let reachable = self.used + self.available;
-        if reachable == 0 { 1.0 } else { self.used as f64 / reachable as f64 }
+        if reachable == 0 {
+            1.0
+        } else {
+            self.used as f64 / reachable as f64
+        }
     }
 }
 
 /// Asks the kernel about the file system that a path lies on.
 pub(super) fn space(path: &Path) -> Result<Space, String> {
     let answer = rustix::fs::statvfs(path).map_err(|error| format!("{}: {error}", path.display()))?;
-    let unit = if answer.f_frsize == 0 { answer.f_bsize } else { answer.f_frsize };
+    let unit = if answer.f_frsize == 0 {
+        answer.f_bsize
+    } else {
+        answer.f_frsize
+    };
     Ok(Space {
         total: answer.f_blocks.saturating_mul(unit),
         available: answer.f_bavail.saturating_mul(unit),
-        used: answer.f_blocks.saturating_sub(answer.f_bfree).saturating_mul(unit),
+        used: answer
+            .f_blocks
+            .saturating_sub(answer.f_bfree)
+            .saturating_mul(unit),
     })
 }
 
@@ -79,9 +90,12 @@ impl Check for DiskUsed {
         let data_directory = match locality::data_directory(context)? {
             Ok(directory) => directory,
             Err(reason) => {
-                return Ok(Finding::unknown(format!("the server's disks cannot be seen from here: {reason}"), None)
-                    .hint("run pgmahout health on the server's own host")
-                    .into());
+                return Ok(Finding::unknown(
+                    format!("the server's disks cannot be seen from here: {reason}"),
+                    None,
+                )
+                .hint("run pgmahout health on the server's own host")
+                .into());
             }
         };
         let mut places: Vec<(String, PathBuf)> = vec![
@@ -126,18 +140,27 @@ fn judge(context: &Context, places: &[(String, PathBuf)]) -> Verdict {
         }
     }
     let Some((share, name, space)) = worst else {
-        return Finding::unknown(format!("cannot look at the server's disks: {}", hidden.join("; ")), None)
-            .hint("run as the server's operating system user or root")
-            .into();
+        return Finding::unknown(
+            format!("cannot look at the server's disks: {}", hidden.join("; ")),
+            None,
+        )
+        .hint("run as the server's operating system user or root")
+        .into();
     };
     context.remember(|sample| {
-        sample.values.insert("disk.used bytes".to_owned(), space.used as f64);
+        sample
+            .values
+            .insert("disk.used bytes".to_owned(), space.used as f64);
     });
     let evidence = format!(
         "{name}: {} of {} free{}",
         Measure::bytes(bytes(space.available)),
         Measure::bytes(bytes(space.total)),
-        if hidden.is_empty() { String::new() } else { format!("; not visible: {}", hidden.join("; ")) }
+        if hidden.is_empty() {
+            String::new()
+        } else {
+            format!("; not visible: {}", hidden.join("; "))
+        }
     );
     let finding = Finding::judged(Measure::ratio(share), context.limit("disk.used"), evidence)
         .rows(rows)
@@ -166,7 +189,9 @@ impl Check for DaysToFull {
         if context.sources().history.is_none() {
             let reason = "no history of the disks is stored by this build";
             return if context.is_asked_for(self.id()) {
-                Err(Failure::Source { reason: reason.to_owned() })
+                Err(Failure::Source {
+                    reason: reason.to_owned(),
+                })
             } else {
                 Ok(Verdict::not_applicable(reason))
             };
@@ -181,8 +206,22 @@ mod tests {
 
     #[test]
     fn the_share_is_what_df_shows() {
-        let space = Space { total: 100, available: 15, used: 80 };
+        let space = Space {
+            total: 100,
+            available: 15,
+            used: 80,
+        };
         assert!((space.used_share() - 80.0 / 95.0).abs() < 1e-9);
-        assert!((Space { total: 0, available: 0, used: 0 }.used_share() - 1.0).abs() < 1e-9);
+        assert!(
+            (Space {
+                total: 0,
+                available: 0,
+                used: 0
+            }
+            .used_share()
+                - 1.0)
+                .abs()
+                < 1e-9
+        );
     }
 }

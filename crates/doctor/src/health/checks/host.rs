@@ -84,9 +84,9 @@ impl Check for Host {
             return Ok(Verdict::not_applicable("the server is on another host"));
         }
         match (self.read)() {
-            Ok(Some((measure, evidence))) => {
-                Ok(Finding::judged(measure, context.limit(self.id), evidence).hint(self.hint).into())
-            }
+            Ok(Some((measure, evidence))) => Ok(Finding::judged(measure, context.limit(self.id), evidence)
+                .hint(self.hint)
+                .into()),
             Ok(None) => Ok(Verdict::not_applicable("this machine does not have it")),
             Err(reason) => Err(Failure::Source { reason }),
         }
@@ -113,7 +113,9 @@ fn load() -> Result<Reading, String> {
 
 /// A value of `/proc/meminfo`, in bytes.
 fn meminfo(text: &str, name: &str) -> Option<i64> {
-    let line = text.lines().find_map(|line| line.strip_prefix(name)?.strip_prefix(':'))?;
+    let line = text
+        .lines()
+        .find_map(|line| line.strip_prefix(name)?.strip_prefix(':'))?;
     Some(line.split_whitespace().next()?.parse::<i64>().ok()? * 1024)
 }
 
@@ -124,7 +126,11 @@ fn memory() -> Result<Reading, String> {
     };
     Ok(Some((
         Measure::ratio(available as f64 / total.max(1) as f64),
-        format!("{} of {} available", Measure::bytes(available), Measure::bytes(total)),
+        format!(
+            "{} of {} available",
+            Measure::bytes(available),
+            Measure::bytes(total)
+        ),
     )))
 }
 
@@ -138,23 +144,34 @@ fn swap() -> Result<Reading, String> {
     }
     Ok(Some((
         Measure::ratio((total - free) as f64 / total as f64),
-        format!("{} of {} swap in use", Measure::bytes(total - free), Measure::bytes(total)),
+        format!(
+            "{} of {} swap in use",
+            Measure::bytes(total - free),
+            Measure::bytes(total)
+        ),
     )))
 }
 
 /// `some avg10=0.00 avg60=1.23 avg300=0.50 total=12345` as the share of the last minute.
 fn stalled(text: &str) -> Option<f64> {
     let line = text.lines().find(|line| line.starts_with("some "))?;
-    let word = line.split_whitespace().find_map(|word| word.strip_prefix("avg60="))?;
+    let word = line
+        .split_whitespace()
+        .find_map(|word| word.strip_prefix("avg60="))?;
     Some(word.parse::<f64>().ok()? / 100.0)
 }
 
 fn pressure() -> Result<Reading, String> {
-    let Ok(text) = fs::read_to_string("/proc/pressure/io") else { return Ok(None) };
+    let Ok(text) = fs::read_to_string("/proc/pressure/io") else {
+        return Ok(None);
+    };
     let share = stalled(&text).ok_or_else(|| format!("/proc/pressure/io reads unlike itself: {text}"))?;
     Ok(Some((
         Measure::ratio(share),
-        format!("something waited for disks in {} of the last minute", Measure::ratio(share)),
+        format!(
+            "something waited for disks in {} of the last minute",
+            Measure::ratio(share)
+        ),
     )))
 }
 
@@ -182,11 +199,14 @@ impl Check for Clock {
 
     async fn run(&self, context: &Context) -> Result<Verdict, Failure> {
         if locality::is_local(context)? {
-            return Ok(Verdict::not_applicable("the server runs on this machine, by the same clock"));
+            return Ok(Verdict::not_applicable(
+                "the server runs on this machine, by the same clock",
+            ));
         }
         let before = seconds_now();
-        let answer: Now =
-            context.row("SELECT extract(epoch FROM clock_timestamp())::float8 AS now").await?;
+        let answer: Now = context
+            .row("SELECT extract(epoch FROM clock_timestamp())::float8 AS now")
+            .await?;
         let after = seconds_now();
         // The answer was made somewhere between; only what that cannot explain is an offset.
         let offset = if answer.now < before {
@@ -197,14 +217,18 @@ impl Check for Clock {
             0.0
         };
         let evidence = format!("the server's clock is off by {}", Measure::seconds(offset));
-        Ok(Finding::judged(Measure::seconds(offset), context.limit("host.clock"), evidence)
-            .hint("see whether both hosts keep time: timedatectl, chronyc tracking")
-            .into())
+        Ok(
+            Finding::judged(Measure::seconds(offset), context.limit("host.clock"), evidence)
+                .hint("see whether both hosts keep time: timedatectl, chronyc tracking")
+                .into(),
+        )
     }
 }
 
 fn seconds_now() -> f64 {
-    SystemTime::now().duration_since(UNIX_EPOCH).map_or(0.0, |elapsed| elapsed.as_secs_f64())
+    SystemTime::now()
+        .duration_since(UNIX_EPOCH)
+        .map_or(0.0, |elapsed| elapsed.as_secs_f64())
 }
 
 #[cfg(test)]

@@ -17,7 +17,9 @@ pub fn is_local(context: &Context) -> Result<bool, Failure> {
     let facts = context.facts()?;
     Ok(match &facts.address {
         None => true,
-        Some((address, _)) => address.parse::<IpAddr>().is_ok_and(|address| address.is_loopback()),
+        Some((address, _)) => address
+            .parse::<IpAddr>()
+            .is_ok_and(|address| address.is_loopback()),
     })
 }
 
@@ -34,7 +36,10 @@ pub fn data_directory(context: &Context) -> Result<Result<PathBuf, String>, Fail
     if !is_local(context)? {
         return Ok(Err("it is another host".to_owned()));
     }
-    let Some(directory) = facts.setting("data_directory").filter(|directory| !directory.is_empty()) else {
+    let Some(directory) = facts
+        .setting("data_directory")
+        .filter(|directory| !directory.is_empty())
+    else {
         return Err(Failure::Denied {
             message: format!("the role {} does not see where the data directory is", facts.role),
         });

@@ -74,13 +74,19 @@ impl Check for LogErrors {
             let value = |name: &str| sample.values.get(name).copied();
             Some((value("log.inode")?, value("log.offset")?, sample.taken))
         });
-        let followed = follow(&path, previous.map(|(inode, offset, _)| (inode as u64, offset as u64)));
+        let followed = follow(
+            &path,
+            previous.map(|(inode, offset, _)| (inode as u64, offset as u64)),
+        );
         let (inode, end, text) = match followed {
             Ok(read) => read,
             Err(error) => {
-                return Ok(Finding::unknown(format!("cannot read the log {}: {error}", path.display()), None)
-                    .hint("run as the server's operating system user, a member of group adm, or root")
-                    .into());
+                return Ok(Finding::unknown(
+                    format!("cannot read the log {}: {error}", path.display()),
+                    None,
+                )
+                .hint("run as the server's operating system user, a member of group adm, or root")
+                .into());
             }
         };
         context.remember(|sample| {
@@ -134,7 +140,11 @@ fn judge(context: &Context, path: &Path, count: &Count, seconds: Option<f64>) ->
     );
     let rate = Measure::new(minutes.map_or(0.0, |minutes| trouble / minutes), Unit::PerMinute);
     let finding = Finding::judged(rate, context.limit("log.errors"), evidence).rows(rows);
-    let finding = if count.panics > 0 { finding.at_least(crate::health::Status::Crit) } else { finding };
+    let finding = if count.panics > 0 {
+        finding.at_least(crate::health::Status::Crit)
+    } else {
+        finding
+    };
     finding.hint(format!("read it: tail -n 100 {}", path.display()))
 }
 
@@ -216,7 +226,9 @@ fn count(text: &str, form: Form) -> Count {
         let found = ["PANIC", "FATAL", "ERROR"]
             .into_iter()
             .find_map(|severity| Some((severity, form.message(line, severity)?)));
-        let Some((severity, message)) = found else { continue };
+        let Some((severity, message)) = found else {
+            continue;
+        };
         match severity {
             "PANIC" => count.panics += 1,
             "FATAL" if CLIENTS.iter().any(|client| message.contains(client)) => continue,
@@ -247,7 +259,11 @@ mod tests {
                      2026-01-01 [4] PANIC:  could not write to file\n\
                      2026-01-01 [5] LOG:  saw ERROR:  in a message\n";
         let counted = count(plain, Form::Plain);
-        assert_eq!((counted.panics, counted.fatals, counted.errors), (1, 1, 1), "{counted:?}");
+        assert_eq!(
+            (counted.panics, counted.fatals, counted.errors),
+            (1, 1, 1),
+            "{counted:?}"
+        );
         let csv = "2026-01-01,,,1,,x,1,,2026,,0,ERROR,22012,\"division by zero\",,\n";
         assert_eq!(count(csv, Form::Csv).errors, 1);
         let json = "{\"timestamp\":\"2026\",\"error_severity\":\"PANIC\",\"message\":\"m\"}\n";
@@ -262,7 +278,10 @@ mod tests {
         file.write_all(b"new\n").unwrap();
         let (_, after, text) = follow(file.path(), Some((inode, end))).unwrap();
         assert_eq!((after, text.as_str()), (8, "new\n"));
-        assert_eq!(follow(file.path(), Some((inode + 1, end))).unwrap().2, "old\nnew\n");
+        assert_eq!(
+            follow(file.path(), Some((inode + 1, end))).unwrap().2,
+            "old\nnew\n"
+        );
         file.as_file().set_len(2).unwrap();
         assert_eq!(follow(file.path(), Some((inode, end))).unwrap().2, "ol");
     }

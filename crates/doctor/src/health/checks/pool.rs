@@ -22,22 +22,61 @@ const PATIENCE: Duration = Duration::from_secs(5);
 
 /// The checks of one PgBouncer; `console` leads to its `pgbouncer` database.
 pub fn checks(console: ConnectionParameters) -> Vec<Box<dyn Check>> {
-    let console = Arc::new(Console { parameters: console, state: OnceCell::new() });
+    let console = Arc::new(Console {
+        parameters: console,
+        state: OnceCell::new(),
+    });
     let question = |id, title, limits, judge| -> Box<dyn Check> {
-        Box::new(Pool { id, title, limits, judge, console: Arc::clone(&console) })
+        Box::new(Pool {
+            id,
+            title,
+            limits,
+            judge,
+            console: Arc::clone(&console),
+        })
     };
     vec![
-        question("pool.reachable", "whether the pooler's console answers", REACHABLE, reachable),
-        question("pool.waiting", "how long clients wait for a server connection", WAITING, waiting),
-        question("pool.saturation", "share of each pool's server connections in use", SATURATION, saturation),
-        question("pool.clients", "share of max_client_conn in use", CLIENTS, clients),
-        question("pool.paused", "databases that are paused or disabled", &[], paused),
+        question(
+            "pool.reachable",
+            "whether the pooler's console answers",
+            REACHABLE,
+            reachable,
+        ),
+        question(
+            "pool.waiting",
+            "how long clients wait for a server connection",
+            WAITING,
+            waiting,
+        ),
+        question(
+            "pool.saturation",
+            "share of each pool's server connections in use",
+            SATURATION,
+            saturation,
+        ),
+        question(
+            "pool.clients",
+            "share of max_client_conn in use",
+            CLIENTS,
+            clients,
+        ),
+        question(
+            "pool.paused",
+            "databases that are paused or disabled",
+            &[],
+            paused,
+        ),
     ]
 }
 
 const REACHABLE: &[Limit] = &[Limit::above("pool.reachable", Unit::Seconds, Some(0.5), None)];
 const WAITING: &[Limit] = &[Limit::above("pool.waiting", Unit::Seconds, Some(1.0), Some(5.0))];
-const SATURATION: &[Limit] = &[Limit::above("pool.saturation", Unit::Ratio, Some(0.80), Some(0.90))];
+const SATURATION: &[Limit] = &[Limit::above(
+    "pool.saturation",
+    Unit::Ratio,
+    Some(0.80),
+    Some(0.90),
+)];
 const CLIENTS: &[Limit] = &[Limit::above("pool.clients", Unit::Ratio, Some(0.80), Some(0.90))];
 
 /// A row of the console: column name to text.
@@ -74,7 +113,9 @@ impl Console {
 
     async fn ask(&self) -> Result<State, String> {
         let begun = Instant::now();
-        let session = Connection::open(&self.parameters).await.map_err(|error| chain(&error))?;
+        let session = Connection::open(&self.parameters)
+            .await
+            .map_err(|error| chain(&error))?;
         let elapsed = begun.elapsed();
         let state = async {
             let config = show(&session, "CONFIG").await?;
@@ -83,7 +124,10 @@ impl Console {
                 version: first(&show(&session, "VERSION").await?),
                 pools: show(&session, "POOLS").await?,
                 databases: show(&session, "DATABASES").await?,
-                config: config.into_iter().filter_map(|row| Some((row.get("key")?.clone(), row.get("value")?.clone()))).collect(),
+                config: config
+                    .into_iter()
+                    .filter_map(|row| Some((row.get("key")?.clone(), row.get("value")?.clone())))
+                    .collect(),
             })
         }
         .await;
@@ -93,11 +137,17 @@ impl Console {
 }
 
 fn first(rows: &[Row]) -> String {
-    rows.first().and_then(|row| row.values().next()).cloned().unwrap_or_default()
+    rows.first()
+        .and_then(|row| row.values().next())
+        .cloned()
+        .unwrap_or_default()
 }
 
 async fn show(session: &Connection, what: &str) -> Result<Vec<Row>, String> {
-    let messages = session.simple_query(&format!("SHOW {what}")).await.map_err(|error| chain(&error))?;
+    let messages = session
+        .simple_query(&format!("SHOW {what}"))
+        .await
+        .map_err(|error| chain(&error))?;
     Ok(messages
         .into_iter()
         .filter_map(|message| match message {
@@ -105,7 +155,12 @@ async fn show(session: &Connection, what: &str) -> Result<Vec<Row>, String> {
                 row.columns()
                     .iter()
                     .enumerate()
-                    .map(|(place, column)| (column.name().to_owned(), row.get(place).unwrap_or_default().to_owned()))
+                    .map(|(place, column)| {
+                        (
+                            column.name().to_owned(),
+                            row.get(place).unwrap_or_default().to_owned(),
+                        )
+                    })
                     .collect(),
             ),
             _ => None,
@@ -148,7 +203,9 @@ impl Check for Pool {
             ))
             .hint("see whether PgBouncer runs, and that the role is in its admin_users or stats_users")
             .into()),
-            Err(_) => Ok(Verdict::not_applicable("the pooler cannot be reached; see pool.reachable")),
+            Err(_) => Ok(Verdict::not_applicable(
+                "the pooler cannot be reached; see pool.reachable",
+            )),
         }
     }
 }
@@ -163,17 +220,30 @@ fn text(row: &Row, column: &str) -> String {
 
 /// The console's own pseudo-database is no pool.
 fn pools(state: &State) -> impl Iterator<Item = &Row> {
-    state.pools.iter().filter(|row| text(row, "database") != "pgbouncer")
+    state
+        .pools
+        .iter()
+        .filter(|row| text(row, "database") != "pgbouncer")
 }
 
 fn reachable(state: &State, context: &Context) -> Finding {
     let elapsed = Measure::seconds(state.elapsed.as_secs_f64());
-    Finding::judged(elapsed, context.limit("pool.reachable"), format!("{} answered", state.version))
-        .hint("the pooler is slow to accept clients: see its log and its host's load")
+    Finding::judged(
+        elapsed,
+        context.limit("pool.reachable"),
+        format!("{} answered", state.version),
+    )
+    .hint("the pooler is slow to accept clients: see its log and its host's load")
 }
 
 fn waiting(state: &State, context: &Context) -> Finding {
-    let mut rows = Rows::new(["pool", "clients waiting", "longest wait", "servers active", "servers idle"]);
+    let mut rows = Rows::new([
+        "pool",
+        "clients waiting",
+        "longest wait",
+        "servers active",
+        "servers idle",
+    ]);
     let mut longest = 0.0_f64;
     let mut clients = 0.0;
     for row in pools(state) {
@@ -193,7 +263,10 @@ fn waiting(state: &State, context: &Context) -> Finding {
     let evidence = if rows.is_empty() {
         "no client waits for a server connection".to_owned()
     } else {
-        format!("{clients} clients wait, the longest for {}", Measure::seconds(longest))
+        format!(
+            "{clients} clients wait, the longest for {}",
+            Measure::seconds(longest)
+        )
     };
     Finding::judged(Measure::seconds(longest), context.limit("pool.waiting"), evidence)
         .rows(rows)
@@ -201,8 +274,11 @@ fn waiting(state: &State, context: &Context) -> Finding {
 }
 
 fn saturation(state: &State, context: &Context) -> Finding {
-    let sizes: BTreeMap<String, f64> =
-        state.databases.iter().map(|row| (text(row, "name"), number(row, "pool_size"))).collect();
+    let sizes: BTreeMap<String, f64> = state
+        .databases
+        .iter()
+        .map(|row| (text(row, "name"), number(row, "pool_size")))
+        .collect();
     let mut rows = Rows::new(["pool", "servers in use", "pool size", "share"]);
     let mut worst = (0.0_f64, "no pool is in use".to_owned());
     for row in pools(state) {
@@ -213,7 +289,12 @@ fn saturation(state: &State, context: &Context) -> Finding {
         let used = number(row, "sv_active") + number(row, "sv_login") + number(row, "sv_tested");
         let share = used / size;
         let name = format!("{}/{}", text(row, "database"), text(row, "user"));
-        rows.push([name.clone(), used.to_string(), size.to_string(), Measure::ratio(share).to_string()]);
+        rows.push([
+            name.clone(),
+            used.to_string(),
+            size.to_string(),
+            Measure::ratio(share).to_string(),
+        ]);
         if share >= worst.0 {
             worst = (share, format!("{name} uses {used} of {size} server connections"));
         }
@@ -224,8 +305,14 @@ fn saturation(state: &State, context: &Context) -> Finding {
 }
 
 fn clients(state: &State, context: &Context) -> Finding {
-    let most: f64 = state.config.get("max_client_conn").and_then(|text| text.parse().ok()).unwrap_or(0.0);
-    let used: f64 = pools(state).map(|row| number(row, "cl_active") + number(row, "cl_waiting")).sum();
+    let most: f64 = state
+        .config
+        .get("max_client_conn")
+        .and_then(|text| text.parse().ok())
+        .unwrap_or(0.0);
+    let used: f64 = pools(state)
+        .map(|row| number(row, "cl_active") + number(row, "cl_waiting"))
+        .sum();
     let share = if most > 0.0 { used / most } else { 0.0 };
     Finding::judged(
         Measure::ratio(share),
@@ -247,7 +334,10 @@ fn paused(state: &State, _context: &Context) -> Finding {
         return Finding::ok("no database is paused or disabled");
     }
     let names: Vec<String> = rows.rows.iter().map(|row| row[0].clone()).collect();
-    Finding::crit(format!("clients of these databases wait or are refused: {}", names.join(", ")))
-        .rows(rows)
-        .hint("psql -d pgbouncer -c 'RESUME', or ENABLE for a disabled one")
+    Finding::crit(format!(
+        "clients of these databases wait or are refused: {}",
+        names.join(", ")
+    ))
+    .rows(rows)
+    .hint("psql -d pgbouncer -c 'RESUME', or ENABLE for a disabled one")
 }

@@ -1,0 +1,277 @@
+//! Replication as the primary sees it: who streams, and how far behind each is.
+
+use serde::Deserialize;
+
+use super::{Question, plural};
+use crate::health::check::Verdict;
+use crate::health::context::Context;
+use crate::health::failure::Failure;
+use crate::health::limits::Limit;
+use crate::health::measure::{Measure, Unit};
+use crate::health::result::{Finding, Rows};
+use crate::health::status::Status;
+
+const LAG_BYTES: &[Limit] = &[Limit::above(
+    "replication.lag_bytes",
+    Unit::Bytes,
+    Some(10_485_760.0),
+    Some(104_857_600.0),
+)];
+const LAG_SECONDS: &[Limit] = &[Limit::above(
+    "replication.lag_seconds",
+    Unit::Seconds,
+    Some(5.0),
+    Some(30.0),
+)];
+
+/// Less than this behind without a time is a standby that is just being sent something.
+const UNTIMED_BYTES: i64 = 16 * 1024 * 1024;
+
+pub(super) fn checks() -> Vec<Question> {
+    vec![
+        Question::new(
+            "replication.standbys",
+            "standbys that stream, against those expected",
+            &[],
+            |context| Box::pin(standbys(context)),
+        ),
+        Question::new(
+            "replication.lag_bytes",
+            "WAL between the primary and what a standby has replayed",
+            LAG_BYTES,
+            |context| Box::pin(lag_bytes(context)),
+        ),
+        Question::new(
+            "replication.lag_seconds",
+            "how far behind in time a standby is",
+            LAG_SECONDS,
+            |context| Box::pin(lag_seconds(context)),
+        ),
+    ]
+}
+
+/// Physical standbys only: a base backup, a WAL receiver that writes files (it replays nothing) and logical
+/// subscribers are in the view as well.
+const STANDBYS: &str = "
+SELECT coalesce(r.application_name, '') AS name, coalesce(host(r.client_addr), 'local') AS client,
+       coalesce(r.state, '') AS state, coalesce(r.sync_state, '') AS sync_state,
+       pg_wal_lsn_diff(CASE WHEN pg_is_in_recovery() THEN pg_last_wal_receive_lsn() ELSE pg_current_wal_lsn() END,
+                       r.replay_lsn)::bigint AS behind,
+       extract(epoch FROM r.replay_lag)::float8 AS replay_lag
+  FROM pg_stat_replication r
+  LEFT JOIN pg_replication_slots s ON s.active_pid = r.pid
+ WHERE r.state IS DISTINCT FROM 'backup' AND s.slot_type IS DISTINCT FROM 'logical'
+   AND (r.replay_lsn IS NOT NULL OR r.state IN ('startup', 'catchup'))
+ ORDER BY behind DESC NULLS FIRST, 1";
+
+#[derive(Debug, Deserialize)]
+struct Standby {
+    name: String,
+    client: String,
+    state: String,
+    sync_state: String,
+    behind: Option<i64>,
+    replay_lag: Option<f64>,
+}
+
+impl Standby {
+    /// How far behind in time; none where the primary cannot tell. The primary only measures while WAL
+    /// flows and is acknowledged, so no measurement means caught up only where nothing is outstanding
+    /// (documentation of pg_stat_replication).
+    fn seconds(&self) -> Option<f64> {
+        match (self.behind, self.replay_lag) {
+            (Some(0), _) => Some(0.0),
+            (_, lag) => lag,
+        }
+    }
+
+    fn label(&self) -> String {
+        format!("{} ({})", self.name, self.client)
+    }
+}
+
+fn rows_of(standbys: &[Standby]) -> Rows {
+    Rows::new(["standby", "client", "state", "sync", "behind", "replay lag"]).with(standbys.iter().map(
+        |standby| {
+            [
+                standby.name.clone(),
+                standby.client.clone(),
+                standby.state.clone(),
+                standby.sync_state.clone(),
+                standby
+                    .behind
+                    .map_or_else(String::new, |bytes| Measure::bytes(bytes.max(0)).to_string()),
+                standby
+                    .replay_lag
+                    .map_or_else(String::new, |seconds| Measure::seconds(seconds).to_string()),
+            ]
+        },
+    ))
+}
+
+async fn standbys(context: &Context) -> Result<Verdict, Failure> {
+    let facts = context.facts_with_statistics()?;
+    let expected = context.target().expectations.standbys;
+    if facts.in_recovery && expected.is_none() {
+        return Ok(Verdict::not_applicable("this server is a standby"));
+    }
+    let all: Vec<Standby> = context.rows(STANDBYS).await?;
+    let streaming = all.iter().filter(|standby| standby.state == "streaming").count();
+    let synchronous = facts
+        .setting("synchronous_standby_names")
+        .is_some_and(|names| !names.trim().is_empty());
+    let has_synchronous = all.iter().any(|standby| {
+        standby.state == "streaming" && matches!(standby.sync_state.as_str(), "sync" | "quorum")
+    });
+    if expected.is_none() && all.is_empty() && !synchronous {
+        return Ok(Verdict::not_applicable(
+            "no standby is expected and none is connected",
+        ));
+    }
+    let mut evidence = match expected {
+        Some(expected) => format!(
+            "{streaming} of {} streaming",
+            plural(expected as usize, "standby", "standbys")
+        ),
+        None => format!("{} streaming", plural(streaming, "standby", "standbys")),
+    };
+    let mut status = match expected.map(|expected| expected as usize) {
+        Some(expected) if expected > 0 && streaming == 0 => Status::Crit,
+        Some(expected) if streaming < expected => Status::Warn,
+        None if streaming < all.len() => Status::Warn,
+        _ => Status::Ok,
+    };
+    if synchronous && !has_synchronous {
+        status = Status::Crit;
+        evidence.push_str("; synchronous_standby_names is set and no standby is synchronous: commits wait");
+    }
+    Ok(Finding::new(status, evidence)
+        .measured(Measure::count(streaming as i64))
+        .rows(rows_of(&all))
+        .hint(
+            "look at the standby that is missing: pgmahout health -h STANDBY --only 'replication.*'; its log says why \
+             it does not stream",
+        )
+        .into())
+}
+
+async fn lag_bytes(context: &Context) -> Result<Verdict, Failure> {
+    let facts = context.facts_with_statistics()?;
+    if facts.in_recovery {
+        return super::standby::lag_bytes(context, facts).await;
+    }
+    let all: Vec<Standby> = context.rows(STANDBYS).await?;
+    let Some(worst) = all
+        .iter()
+        .max_by_key(|standby| standby.behind.unwrap_or(i64::MAX))
+    else {
+        return Ok(Verdict::not_applicable("no standby is connected"));
+    };
+    let Some(behind) = worst.behind.map(|bytes| Measure::bytes(bytes.max(0))) else {
+        return Ok(Finding::warn(format!(
+            "{} has connected but not said what it has replayed",
+            worst.label()
+        ))
+        .rows(rows_of(&all))
+        .hint("it is starting or catching up: look again, and at its log if it stays so")
+        .into());
+    };
+    Ok(Finding::judged(
+        behind,
+        context.limit("replication.lag_bytes"),
+        format!(
+            "the furthest behind of {} is {}, by {behind}",
+            plural(all.len(), "standby", "standbys"),
+            worst.label()
+        ),
+    )
+    .rows(rows_of(&all))
+    .hint(lag_hint())
+    .into())
+}
+
+async fn lag_seconds(context: &Context) -> Result<Verdict, Failure> {
+    let facts = context.facts_with_statistics()?;
+    if facts.in_recovery {
+        return super::standby::lag_seconds(context, facts).await;
+    }
+    let all: Vec<Standby> = context.rows(STANDBYS).await?;
+    if all.is_empty() {
+        return Ok(Verdict::not_applicable("no standby is connected"));
+    }
+    let limit = context.limit("replication.lag_seconds");
+    let untimed: Vec<&Standby> = all
+        .iter()
+        .filter(|standby| {
+            standby.seconds().is_none() && standby.behind.is_none_or(|bytes| bytes >= UNTIMED_BYTES)
+        })
+        .collect();
+    let worst = all
+        .iter()
+        .filter_map(|standby| Some((standby.seconds()?, standby)))
+        .max_by(|left, right| left.0.total_cmp(&right.0));
+    let finding = match worst {
+        Some((seconds, standby)) => Finding::judged(
+            Measure::seconds(seconds),
+            limit,
+            format!(
+                "the furthest behind of {} is {}, by {}",
+                plural(all.len(), "standby", "standbys"),
+                standby.label(),
+                Measure::seconds(seconds)
+            ),
+        ),
+        None if untimed.is_empty() => Finding::judged(
+            Measure::seconds(0.0),
+            limit,
+            format!(
+                "{}, none waits for more than is on its way",
+                plural(all.len(), "standby", "standbys")
+            ),
+        ),
+        None => Finding::ok(""),
+    };
+    if let (Some(standby), false) = (untimed.first(), finding.status == Status::Crit) {
+        return Ok(Finding::unknown(
+            format!(
+                "{} is behind and has acknowledged nothing that a time could be taken of: only the standby itself \
+                 can tell since when",
+                standby.label()
+            ),
+            None,
+        )
+        .rows(rows_of(&all))
+        .hint("ask the standby: pgmahout health -h STANDBY --only replication.lag_seconds")
+        .into());
+    }
+    Ok(finding.rows(rows_of(&all)).hint(lag_hint()).into())
+}
+
+pub(super) fn lag_hint() -> &'static str {
+    "on the standby see whether replay is paused (SELECT pg_get_wal_replay_pause_state()), held up by a query \
+     (pg_stat_activity, max_standby_streaming_delay) or short of disk or network"
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn standby(behind: Option<i64>, replay_lag: Option<f64>) -> Standby {
+        Standby {
+            name: "s".to_owned(),
+            client: "local".to_owned(),
+            state: "streaming".to_owned(),
+            sync_state: "async".to_owned(),
+            behind,
+            replay_lag,
+        }
+    }
+
+    #[test]
+    fn no_measurement_is_no_lag_only_where_nothing_is_outstanding() {
+        assert_eq!(standby(Some(0), None).seconds(), Some(0.0));
+        assert_eq!(standby(Some(5), None).seconds(), None);
+        assert_eq!(standby(Some(5), Some(2.0)).seconds(), Some(2.0));
+        assert_eq!(standby(None, None).seconds(), None);
+    }
+}
