@@ -14,6 +14,7 @@
 pub mod account;
 pub mod certificates;
 pub mod contents;
+pub mod measure;
 pub mod pgbouncer;
 pub mod poll;
 pub mod ports;
