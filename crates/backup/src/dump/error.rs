@@ -1,10 +1,14 @@
 //! Why a dump could not be made, listed or expired.
 
 use std::io;
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 use std::process::ExitStatus;
 
+use pgmahout_durable::DurableError;
+use pgmahout_postgres::connection::ConnectError;
+use pgmahout_store::StoreError;
 use pgmahout_types::diagnostic::{Diagnose, Outcome};
+use tokio_postgres::error::SqlState;
 
 use super::manifest::ManifestError;
 
@@ -26,6 +30,18 @@ pub enum DumpError {
         /// What was found; never empty.
         problems: Vec<Problem>,
     },
+    /// The server could not be reached.
+    #[error(transparent)]
+    Connect(#[from] ConnectError),
+    /// The server refused a statement, or the connection broke.
+    #[error("cannot {doing}")]
+    Sql {
+        /// The verb phrase, for example `export a snapshot`.
+        doing: &'static str,
+        /// Why.
+        #[source]
+        source: tokio_postgres::Error,
+    },
     /// A program of PostgreSQL ended with a failure.
     #[error("{program} failed ({}){}", describe_status(*.status), describe_stderr(.stderr))]
     Program {
@@ -36,8 +52,14 @@ pub enum DumpError {
         /// The last lines that it wrote to stderr.
         stderr: Vec<String>,
     },
+    /// A file could not be written, renamed or removed.
+    #[error(transparent)]
+    Durable(#[from] DurableError),
+    /// The repository failed.
+    #[error(transparent)]
+    Store(#[from] StoreError),
     /// The operating system refused something.
-    #[error("cannot {doing} \"{}\"", .path.display())]
+    #[error("cannot {doing} {}", .path.display())]
     Io {
         /// The verb phrase, for example `write`.
         doing: &'static str,
@@ -48,7 +70,7 @@ pub enum DumpError {
         source: io::Error,
     },
     /// A manifest could not be understood.
-    #[error("cannot read the manifest of \"{file}\"")]
+    #[error("cannot read the manifest of {file}")]
     Manifest {
         /// The dump's file.
         file: String,
@@ -56,17 +78,76 @@ pub enum DumpError {
         #[source]
         source: ManifestError,
     },
-    /// The file that was read back is not the one that was written.
-    #[error("the dump \"{file}\" was written, but {what}; it was removed")]
+    /// There is no dump of that name.
+    #[error("there is no dump {file} in {place}{}", nearest(.similar))]
+    NoSuchDump {
+        /// What was asked for.
+        file: String,
+        /// Where.
+        place: String,
+        /// What is there under similar names.
+        similar: Vec<String>,
+    },
+    /// The file that was read back is not the one that was written, or is not whole.
+    #[error("the dump {file} was written, but {what}; it was removed")]
     ReadBack {
         /// The file.
         file: String,
         /// What is wrong with it.
         what: String,
     },
+    /// Some databases of `--all-databases` could not be dumped.
+    #[error("{failed} of {total} databases could not be dumped:{}", describe_members(.errors))]
+    Members {
+        /// How many failed.
+        failed: usize,
+        /// How many there are.
+        total: usize,
+        /// The databases that failed, and why.
+        errors: Vec<(String, String)>,
+    },
     /// The user or a signal stopped it.
     #[error("the dump was interrupted; nothing was left behind")]
     Interrupted,
+    /// The user or a signal stopped `--all-databases` in between.
+    #[error("the dump was interrupted; the complete dumps of other databases were kept: {}", .kept.join(", "))]
+    InterruptedAfter {
+        /// The files.
+        kept: Vec<String>,
+    },
+}
+
+impl DumpError {
+    /// An IO error, told by its cause where durable writes know it.
+    pub(crate) fn from_io(doing: &'static str, path: impl AsRef<Path>, source: io::Error) -> Self {
+        match DurableError::from_io(doing, path, source) {
+            DurableError::Io { action, path, source } => Self::Io {
+                doing: action,
+                path,
+                source,
+            },
+            known => Self::Durable(known),
+        }
+    }
+
+    /// An error of writing a dump, which may come from a repository through [`io::Write`].
+    pub(crate) fn writing(file: &str, source: io::Error) -> Self {
+        match source.downcast::<StoreError>() {
+            Ok(error) => Self::Store(error),
+            Err(source) => Self::from_io("write", file, source),
+        }
+    }
+
+    /// Whether the file system or repository was full.
+    fn is_no_space(&self) -> bool {
+        match self {
+            Self::Durable(DurableError::NoSpace { .. }) | Self::Store(StoreError::NoSpace { .. }) => true,
+            Self::Program { stderr, .. } => {
+                stderr.iter().any(|line| line.contains("No space left on device"))
+            }
+            _ => false,
+        }
+    }
 }
 
 /// One thing that the checks before a dump found.
@@ -81,15 +162,49 @@ pub struct Problem {
 }
 
 impl Problem {
+    /// From an error that knows its hint.
+    pub(crate) fn of(error: &impl Diagnose) -> Self {
+        let mut what = error.to_string();
+        let mut source = std::error::Error::source(error);
+        while let Some(inner) = source {
+            let text = inner.to_string();
+            if !what.ends_with(&text) {
+                what.push_str(": ");
+                what.push_str(&text);
+            }
+            source = inner.source();
+        }
+        Self {
+            what,
+            hint: error.hint().unwrap_or_default(),
+            outcome: error.outcome(),
+        }
+    }
+
     fn sentence(problems: &[Self]) -> String {
         match problems {
             [only] => only.what.clone(),
             many => many
                 .iter()
-                .map(|problem| format!("\n  - {}", problem.what))
+                .map(|problem| format!("\n- {}", problem.what))
                 .collect(),
         }
     }
+}
+
+fn nearest(similar: &[String]) -> String {
+    if similar.is_empty() {
+        String::new()
+    } else {
+        format!("; similar: {}", similar.join(", "))
+    }
+}
+
+fn describe_members(errors: &[(String, String)]) -> String {
+    errors
+        .iter()
+        .map(|(database, error)| format!("\n- {database}: {error}"))
+        .collect()
 }
 
 fn describe_status(status: ExitStatus) -> String {
@@ -104,24 +219,92 @@ fn describe_status(status: ExitStatus) -> String {
 fn describe_stderr(lines: &[String]) -> String {
     match lines {
         [] => String::new(),
-        lines => format!(": {}", lines.join("\n    ")),
+        lines => format!(":\n{}", lines.join("\n")),
+    }
+}
+
+/// What to do about a program's failure, by what it said.
+fn program_hint(status: ExitStatus, stderr: &[String]) -> String {
+    use std::os::unix::process::ExitStatusExt;
+    let said = |text: &str| stderr.iter().any(|line| line.contains(text));
+    if said("No space left on device") {
+        "free some space there or choose another directory; df -h shows what is full".to_owned()
+    } else if said("permission denied") {
+        "dump as a superuser or the owner of the objects, or as a member of pg_read_all_data".to_owned()
+    } else if said("row-level security") || said("row security policy") {
+        "the rows that the role may not see would be missing: dump as a superuser or a role with BYPASSRLS"
+            .to_owned()
+    } else if said("no matching tables") || said("no matching schemas") {
+        "check the spelling; a pattern needs double quotes inside for upper case: --table '\"Orders\"'"
+            .to_owned()
+    } else if said("aborting because of server version mismatch") {
+        "install the client programs of the server's major version and name them with --bin-dir".to_owned()
+    } else if said("server closed the connection")
+        || said("terminating connection")
+        || said("the database system is")
+    {
+        "look at the server's log for why it ended the session, then run the command again".to_owned()
+    } else if status.signal() == Some(9) {
+        "it was killed from outside, perhaps for lack of memory: see dmesg; then run the command again"
+            .to_owned()
+    } else {
+        "its own message above says why; mend that and run the command again".to_owned()
     }
 }
 
 impl Diagnose for DumpError {
     fn hint(&self) -> Option<String> {
+        if self.is_no_space() {
+            return Some(
+                "nothing was left there; free some space, choose another directory, or compress more \
+                 (--compress zstd:9)"
+                    .to_owned(),
+            );
+        }
         match self {
             Self::Usage { hint, .. } => Some(hint.clone()),
             Self::Preflight { problems } => match problems.as_slice() {
                 [only] => Some(only.hint.clone()),
                 many => Some(
                     many.iter()
-                        .map(|problem| format!("\n  - {}", problem.hint))
+                        .map(|problem| format!("\n- {}", problem.hint))
                         .collect(),
                 ),
             },
-            Self::Interrupted => Some("run the command again to make the dump".to_owned()),
-            _ => None,
+            Self::Connect(error) => error.hint(),
+            Self::Durable(error) => error.hint(),
+            Self::Store(error) => error.hint(),
+            Self::Program { status, stderr, .. } => Some(program_hint(*status, stderr)),
+            Self::Sql { source, .. } => Some(match source.code() {
+                Some(&SqlState::INSUFFICIENT_PRIVILEGE) => {
+                    "dump as a superuser, or as a member of pg_read_all_data and pg_read_all_settings"
+                        .to_owned()
+                }
+                _ if source.is_closed() || source.code() == Some(&SqlState::ADMIN_SHUTDOWN) => {
+                    "look at the server's log for why it ended the session, then run the command again"
+                        .to_owned()
+                }
+                _ => "the server's message above says why; mend that and run the command again".to_owned(),
+            }),
+            Self::Io { path, .. } => Some(format!("look at it: ls -ld {}", path.display())),
+            Self::Manifest { source, .. } => Some(match source {
+                ManifestError::Newer { .. } => "update pgmahout".to_owned(),
+                _ => "the dump itself may be sound: `pgmahout dump verify` tries it".to_owned(),
+            }),
+            Self::NoSuchDump { .. } => Some("`pgmahout dump list` shows what is there".to_owned()),
+            Self::ReadBack { .. } => Some(
+                "the disk or the storage does not give back what was written: check it (dmesg, SMART), and \
+                 dump to another place"
+                    .to_owned(),
+            ),
+            Self::Members { .. } => Some(
+                "the other databases' dumps are complete and were kept; mend what is said above and dump \
+                 these databases one by one"
+                    .to_owned(),
+            ),
+            Self::Interrupted | Self::InterruptedAfter { .. } => {
+                Some("run the command again to make the dump".to_owned())
+            }
         }
     }
 
@@ -137,7 +320,10 @@ impl Diagnose for DumpError {
                         .map_or(Outcome::Failed, |problem| problem.outcome)
                 }
             }
-            Self::Interrupted => Outcome::Interrupted,
+            Self::Connect(error) => error.outcome(),
+            Self::Durable(error) => error.outcome(),
+            Self::Store(error) => error.outcome(),
+            Self::Interrupted | Self::InterruptedAfter { .. } => Outcome::Interrupted,
             _ => Outcome::Failed,
         }
     }
