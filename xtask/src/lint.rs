@@ -6,7 +6,7 @@ mod links;
 mod size;
 mod words;
 
-use anyhow::{Result, bail};
+use anyhow::{Context, Result, bail};
 
 use crate::workspace::{cargo, files, metadata, root, run as execute, succeeds};
 
@@ -65,6 +65,11 @@ pub(crate) fn run(arguments: &[String]) -> Result<()> {
         bail!("lint found something in: {}", failed.join(", "));
     }
     Ok(())
+}
+
+/// Names the files; `cargo fmt` knows the differences.
+fn formatting() -> Result<()> {
+    execute(cargo().args(["fmt", "--all", "--", "--check", "-l"])).context("run `cargo fmt --all`")
 }
 
 /// Licences, bans and sources (`deny.toml`); advisories need the network and are left to a scheduled run.

@@ -119,6 +119,10 @@ fn reachable(home: &Path) -> Result<PathBuf> {
         return Ok(home.to_owned());
     }
     let copy = PathBuf::from(format!("/var/tmp/pgmahout-tools-{VERSION}"));
+    // Anybody can make a directory of that name there; only root's own is used.
+    if std::fs::symlink_metadata(&copy).is_ok_and(|metadata| !metadata.is_dir() || metadata.uid() != 0) {
+        bail!("{} is not root's: remove it", copy.display());
+    }
     if !runs(&copy.join(BIN)) {
         println!(
             "setup: copying PostgreSQL 18 to {}, where the servers' account can reach it",
