@@ -54,12 +54,20 @@ fn ask_person(question: &Question) -> Result<(), ConfirmError> {
         io::stdin().lock().read_line(&mut line)?;
         Ok(line)
     };
-    let line =
-        read().map_err(|source| ConfirmError::Terminal { question: question.text.clone(), source })?;
+    let line = read().map_err(|source| ConfirmError::Terminal {
+        question: question.text.clone(),
+        source,
+    })?;
     let answer = line.trim();
     let agreed = match &question.kind {
         QuestionKind::YesNo => answer.eq_ignore_ascii_case("y") || answer.eq_ignore_ascii_case("yes"),
         QuestionKind::TypeWord(word) => answer == word,
     };
-    if agreed { Ok(()) } else { Err(ConfirmError::Declined { question: question.text.clone() }) }
+    if agreed {
+        Ok(())
+    } else {
+        Err(ConfirmError::Declined {
+            question: question.text.clone(),
+        })
+    }
 }

@@ -133,12 +133,18 @@ impl Context {
 
     /// Resolves the connection options by libpq's rules.
     pub(crate) fn connection(&self, args: &ConnectionArgs) -> Result<ConnectionParameters, Failure> {
-        Ok(ConnectionParameters::resolve(&ConnectionOptions::from(args), &self.environment)?)
+        Ok(ConnectionParameters::resolve(
+            &ConnectionOptions::from(args),
+            &self.environment,
+        )?)
     }
 
     /// Progress and messages for this terminal.
     pub(crate) fn reporter(&self) -> Arc<dyn Reporter> {
-        Arc::new(TerminalReporter::new(Arc::clone(&self.printer), self.global.quiet || self.global.json))
+        Arc::new(TerminalReporter::new(
+            Arc::clone(&self.printer),
+            self.global.quiet || self.global.json,
+        ))
     }
 
     /// Asks the person at the terminal, or answers as `--yes` says.

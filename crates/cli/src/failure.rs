@@ -21,7 +21,11 @@ pub(crate) struct Failure {
 
 impl<E: Diagnose> From<E> for Failure {
     fn from(error: E) -> Self {
-        Self { hint: error.hint(), outcome: error.outcome(), error: Box::new(error) }
+        Self {
+            hint: error.hint(),
+            outcome: error.outcome(),
+            error: Box::new(error),
+        }
     }
 }
 
@@ -40,14 +44,23 @@ impl std::fmt::Display for Message {
 
 impl Error for Message {
     fn source(&self) -> Option<&(dyn Error + 'static)> {
-        self.source.as_deref().map(|source| source as &(dyn Error + 'static))
+        self.source
+            .as_deref()
+            .map(|source| source as &(dyn Error + 'static))
     }
 }
 
 impl Failure {
     /// A failure of the program's own, for example a usage error that clap cannot see.
     pub(crate) fn new(outcome: Outcome, text: impl Into<String>) -> Self {
-        Self { error: Box::new(Message { text: text.into(), source: None }), hint: None, outcome }
+        Self {
+            error: Box::new(Message {
+                text: text.into(),
+                source: None,
+            }),
+            hint: None,
+            outcome,
+        }
     }
 
     /// Something that was tried and failed, with its cause.
@@ -56,7 +69,10 @@ impl Failure {
         source: impl Into<Box<dyn Error + Send + Sync>>,
     ) -> Self {
         Self {
-            error: Box::new(Message { text: text.into(), source: Some(source.into()) }),
+            error: Box::new(Message {
+                text: text.into(),
+                source: Some(source.into()),
+            }),
             hint: None,
             outcome: Outcome::Failed,
         }
@@ -71,7 +87,10 @@ impl Failure {
     /// Puts what was being done in front, keeping hint and outcome.
     pub(crate) fn context(self, text: impl Into<String>) -> Self {
         Self {
-            error: Box::new(Message { text: text.into(), source: Some(self.error) }),
+            error: Box::new(Message {
+                text: text.into(),
+                source: Some(self.error),
+            }),
             hint: self.hint,
             outcome: self.outcome,
         }
@@ -101,12 +120,21 @@ impl Failure {
         let chain = self.chain();
         let mut text = String::new();
         for (index, message) in chain.iter().enumerate() {
-            let label = if index == 0 { palette.bad("error:") } else { "  caused by:".to_owned() };
+            let label = if index == 0 {
+                palette.bad("error:")
+            } else {
+                "  caused by:".to_owned()
+            };
             let indented = message.trim_end().replace('\n', "\n    ");
             let _ = writeln!(text, "{label} {indented}");
         }
         if let Some(hint) = &self.hint {
-            let _ = writeln!(text, "{} {}", palette.strong("hint:"), hint.replace('\n', "\n      "));
+            let _ = writeln!(
+                text,
+                "{} {}",
+                palette.strong("hint:"),
+                hint.replace('\n', "\n      ")
+            );
         }
         text
     }
@@ -134,7 +162,9 @@ mod tests {
     #[test]
     fn each_cause_is_said_once_and_the_hint_comes_last() {
         let inner = Failure::new(Outcome::Refused, "the server is running").hint("stop it first");
-        let text = inner.context("cannot restore into /srv/data").render(&Palette::plain());
+        let text = inner
+            .context("cannot restore into /srv/data")
+            .render(&Palette::plain());
         assert_eq!(
             text,
             "error: cannot restore into /srv/data\n  caused by: the server is running\nhint: stop it first\n"
@@ -144,6 +174,9 @@ mod tests {
     #[test]
     fn a_cause_that_its_error_already_says_is_not_repeated() {
         let failure = Failure::caused_by("cannot open the file: permission denied", "permission denied");
-        assert_eq!(failure.render(&Palette::plain()), "error: cannot open the file: permission denied\n");
+        assert_eq!(
+            failure.render(&Palette::plain()),
+            "error: cannot open the file: permission denied\n"
+        );
     }
 }

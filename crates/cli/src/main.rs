@@ -97,7 +97,11 @@ fn run(command: Command, context: &Context) -> Result<ExitStatus, Failure> {
 fn clap_exit(error: &clap::Error) -> ExitCode {
     // A closed pipe is not an error.
     let _ = error.print();
-    ExitCode::from(if error.use_stderr() { Outcome::Usage.exit_code() } else { 0 })
+    ExitCode::from(if error.use_stderr() {
+        Outcome::Usage.exit_code()
+    } else {
+        0
+    })
 }
 
 /// No panic reaches a user as a bare backtrace: it is our bug, and the message says so.
@@ -108,7 +112,9 @@ fn install_panic_message() {
             default(panic);
             return;
         }
-        let place = panic.location().map_or_else(String::new, |place| format!(" at {}:{}", place.file(), place.line()));
+        let place = panic.location().map_or_else(String::new, |place| {
+            format!(" at {}:{}", place.file(), place.line())
+        });
         let text = panic
             .payload()
             .downcast_ref::<&str>()
@@ -131,12 +137,16 @@ fn start_log(global: &GlobalArgs) {
     let level = match (global.quiet, global.verbose) {
         (true, _) => "error",
         (false, 0) => "warn",
-        (false, 1) => "pgmahout=info,pgmahout_backup=info,pgmahout_doctor=info,pgmahout_postgres=info,pgmahout_store=info,warn",
+        (false, 1) => {
+            "pgmahout=info,pgmahout_backup=info,pgmahout_doctor=info,pgmahout_postgres=info,pgmahout_store=info,warn"
+        }
         (false, 2) => "debug,hyper=info,rustls=info",
         (false, _) => "trace",
     };
     let filter = EnvFilter::try_from_env("PGMAHOUT_LOG").unwrap_or_else(|_| EnvFilter::new(level));
-    let builder = tracing_subscriber::fmt().with_env_filter(filter).with_writer(std::io::stderr);
+    let builder = tracing_subscriber::fmt()
+        .with_env_filter(filter)
+        .with_writer(std::io::stderr);
     match global.log_format {
         LogFormat::Text => builder.with_target(false).init(),
         LogFormat::Json => builder.json().init(),
@@ -162,7 +172,9 @@ mod tests {
                     visit(child, &name, missing);
                 }
             } else if !command.is_hide_set()
-                && !command.get_after_long_help().is_some_and(|help| help.to_string().contains("Example"))
+                && !command
+                    .get_after_long_help()
+                    .is_some_and(|help| help.to_string().contains("Example"))
             {
                 missing.push(name);
             }

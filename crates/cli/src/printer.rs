@@ -46,7 +46,11 @@ impl Palette {
     }
 
     fn paint(&self, code: &str, text: &str) -> String {
-        if self.colored { format!("\x1b[{code}m{text}\x1b[0m") } else { text.to_owned() }
+        if self.colored {
+            format!("\x1b[{code}m{text}\x1b[0m")
+        } else {
+            text.to_owned()
+        }
     }
 
     /// Something is well.
@@ -135,7 +139,11 @@ impl Printer {
             return;
         }
         let mut stdout = io::stdout().lock();
-        if stdout.write_all(text.as_bytes()).and_then(|()| stdout.flush()).is_err() {
+        if stdout
+            .write_all(text.as_bytes())
+            .and_then(|()| stdout.flush())
+            .is_err()
+        {
             self.reader_gone.store(true, Ordering::Relaxed);
         }
     }
@@ -170,7 +178,11 @@ impl Printer {
         } else {
             table.set_content_arrangement(ContentArrangement::Disabled);
         }
-        table.set_header(columns.iter().map(|(title, _)| Cell::new(self.out.strong(&title.to_uppercase()))));
+        table.set_header(
+            columns
+                .iter()
+                .map(|(title, _)| Cell::new(self.out.strong(&title.to_uppercase()))),
+        );
         for row in rows {
             table.add_row(row.into_iter().zip(columns).map(|(text, (_, align))| {
                 Cell::new(text).set_alignment(match align {
@@ -179,8 +191,11 @@ impl Printer {
                 })
             }));
         }
-        let mut text: String =
-            table.lines().map(|line| format!("{}\n", line.trim_end())).collect::<Vec<_>>().concat();
+        let mut text: String = table
+            .lines()
+            .map(|line| format!("{}\n", line.trim_end()))
+            .collect::<Vec<_>>()
+            .concat();
         if text.is_empty() {
             text.push('\n');
         }

@@ -30,7 +30,11 @@ impl TerminalReporter {
     pub(crate) fn new(printer: Arc<Printer>, silent: bool) -> Self {
         let bars = (!silent && std::io::stderr().is_terminal())
             .then(|| MultiProgress::with_draw_target(ProgressDrawTarget::stderr_with_hz(10)));
-        Self { printer, bars, silent }
+        Self {
+            printer,
+            bars,
+            silent,
+        }
     }
 
     fn say(&self, text: &str) {
@@ -140,7 +144,8 @@ impl Progress for Bar {
     fn finish(&self, summary: &str) {
         self.bar.finish_and_clear();
         if !summary.is_empty() {
-            self.bars.suspend(|| self.printer.note(&format!("{}: {summary}", self.task.name)));
+            self.bars
+                .suspend(|| self.printer.note(&format!("{}: {summary}", self.task.name)));
         }
     }
 }
@@ -180,7 +185,12 @@ impl Lines {
         };
         let text = if total > 0 {
             let percent = position.saturating_mul(100) / total;
-            format!("{}: {} of {} ({percent} %)", self.task.name, amount(position), amount(total))
+            format!(
+                "{}: {} of {} ({percent} %)",
+                self.task.name,
+                amount(position),
+                amount(total)
+            )
         } else {
             format!("{}: {}", self.task.name, amount(position))
         };

@@ -10,6 +10,7 @@
 //! account does not exist.
 
 use std::ffi::OsString;
+use std::fmt::Write as _;
 use std::fs;
 use std::io;
 use std::os::unix::fs::{DirBuilderExt as _, PermissionsExt as _, chown};
@@ -32,7 +33,7 @@ const PORT: u16 = 5432;
 const LONGEST_SOCKET_DIRECTORY: usize = 108 - "/.s.PGSQL.5432".len() - 1;
 
 /// How long a server may take to accept connections or to stop.
-const PATIENCE: Duration = Duration::from_secs(60);
+const PATIENCE: Duration = Duration::from_mins(1);
 
 /// What waits for our death: reads until the pipe ends, then stops the servers and removes the directory.
 const WATCHER: &str = r#"
@@ -273,7 +274,7 @@ impl ThrowawayHouse {
                 .iter()
                 .map(|(key, value)| (key.as_str(), value.clone())),
         ) {
-            lines.push_str(&format!("{key} = '{}'\n", value.replace('\'', "''")));
+            let _ = writeln!(lines, "{key} = '{}'", value.replace('\'', "''"));
         }
         let directory_error = |path: &Path| {
             let path = path.to_owned();

@@ -28,7 +28,10 @@ pub(crate) fn run(args: &Args, context: &Context) -> Result<ExitStatus, Failure>
         Some(directory) => {
             let mut written = 0;
             write_pages(&command, "pgmahout", directory, &mut written)?;
-            context.printer.note(&format!("{written} manual pages written to {}", directory.display()));
+            context.printer.note(&format!(
+                "{written} manual pages written to {}",
+                directory.display()
+            ));
         }
     }
     Ok(ExitStatus::SUCCESS)

@@ -2,8 +2,8 @@
 
 use std::path::{Path, PathBuf};
 
-use pgmahout_doctor::report::history::History;
 use pgmahout_doctor::health::Measure;
+use pgmahout_doctor::report::history::History;
 use pgmahout_doctor::report::{Kind, Section, gather, html, markdown};
 use pgmahout_durable::write_atomically;
 use pgmahout_postgres::connection::Connection;
@@ -82,20 +82,28 @@ pub(crate) async fn run(command: Command, context: &Context) -> Result<ExitStatu
     };
     let form = form(&args, context)?;
     if let Some(file) = args.output.as_deref().filter(|file| file.exists() && !args.force) {
-        return Err(Failure::new(Outcome::Refused, format!("{} exists already", file.display()))
-            .hint("name another file, or replace it with --force"));
+        return Err(
+            Failure::new(Outcome::Refused, format!("{} exists already", file.display()))
+                .hint("name another file, or replace it with --force"),
+        );
     }
     let parameters = context.connection(args.check.connection())?;
     let health = health::examine(&args.check, context).await?;
     let connection = Connection::open(&parameters).await?;
-    let target = health.targets.first().cloned().unwrap_or_else(|| parameters.describe());
+    let target = health
+        .targets
+        .first()
+        .cloned()
+        .unwrap_or_else(|| parameters.describe());
     let state = StateDirectory::locate()?;
     let mut history = History::load(&state.path().join("reports"), &target);
     let more = procedures(&state);
     let (report, entry) = gather(&connection, kind, &target, health, &history, more).await?;
     connection.close().await;
     if let Err(error) = history.remember(entry) {
-        context.printer.warn(&format!("the next report will not know this one's figures: {error}"));
+        context.printer.warn(&format!(
+            "the next report will not know this one's figures: {error}"
+        ));
     }
     let text = match form {
         Form::Markdown => markdown::render(&report),
@@ -124,8 +132,14 @@ fn form(args: &Args, context: &Context) -> Result<Form, Failure> {
     match &args.output {
         None => Ok(Form::Markdown),
         Some(file) => Form::of(file).ok_or_else(|| {
-            Failure::new(Outcome::Usage, format!("the ending of {} does not say which form to write", file.display()))
-                .hint("end it in .md, .html or .json, or give --format")
+            Failure::new(
+                Outcome::Usage,
+                format!(
+                    "the ending of {} does not say which form to write",
+                    file.display()
+                ),
+            )
+            .hint("end it in .md, .html or .json, or give --format")
         }),
     }
 }

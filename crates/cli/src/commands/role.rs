@@ -25,8 +25,10 @@ pub(crate) enum Command {
 /// It gets LOGIN, pg_monitor, pg_read_all_settings and CONNECT on every database, no right to read
 /// anybody's tables, and limits of its own. An existing role of the name is brought up to date.
 #[derive(Debug, clap::Args)]
-#[command(after_long_help = "Example:\n  pgmahout role create-monitor --generate-password /etc/pgmahout/monitor-password\n  \
-                             pgmahout role create-monitor watcher --print > watcher.sql")]
+#[command(
+    after_long_help = "Example:\n  pgmahout role create-monitor --generate-password /etc/pgmahout/monitor-password\n  \
+                             pgmahout role create-monitor watcher --print > watcher.sql"
+)]
 pub(crate) struct CreateMonitor {
     /// The role's name.
     #[arg(default_value = "pgmahout_monitor")]
@@ -59,7 +61,10 @@ pub(crate) async fn run(command: Command, context: &Context) -> Result<ExitStatu
 
 async fn create_monitor(args: CreateMonitor, context: &Context) -> Result<ExitStatus, Failure> {
     let password = password(&args)?;
-    let role = MonitorRole { name: args.name.clone(), password };
+    let role = MonitorRole {
+        name: args.name.clone(),
+        password,
+    };
     let parameters = context.connection(&args.connection)?;
     let mut connection = Connection::open(&parameters).await?;
     let names = databases(&connection).await?;
@@ -76,7 +81,10 @@ async fn create_monitor(args: CreateMonitor, context: &Context) -> Result<ExitSt
     }
     context
         .confirmation(&args.confirmation)
-        .ask(&Question::yes_no(format!("Create the monitoring role \"{}\"?", args.name)))?;
+        .ask(&Question::yes_no(format!(
+            "Create the monitoring role \"{}\"?",
+            args.name
+        )))?;
     // The password is on disk before the server knows it: a role whose password nobody has is of no use.
     if let (Some(file), Some(password)) = (&args.generate_password, &role.password) {
         write_atomically(file, format!("{}\n", password.expose()).as_bytes(), 0o600)?;
@@ -99,7 +107,9 @@ async fn create_monitor(args: CreateMonitor, context: &Context) -> Result<ExitSt
                 args.name
             ));
         }
-        context.printer.note(&format!("Try it: pgmahout health -U {}", args.name));
+        context
+            .printer
+            .note(&format!("Try it: pgmahout health -U {}", args.name));
     }
     connection.close().await;
     Ok(ExitStatus::SUCCESS)
@@ -112,15 +122,20 @@ fn password(args: &CreateMonitor) -> Result<Option<Secret>, Failure> {
         })?;
         let line = text.lines().next().unwrap_or_default();
         if line.is_empty() {
-            return Err(Failure::new(Outcome::Usage, format!("the password file {} is empty", file.display()))
-                .hint("put the password on its first line, or use --generate-password FILE"));
+            return Err(Failure::new(
+                Outcome::Usage,
+                format!("the password file {} is empty", file.display()),
+            )
+            .hint("put the password on its first line, or use --generate-password FILE"));
         }
         return Ok(Some(Secret::new(line.to_owned())));
     }
     if let Some(file) = &args.generate_password {
         if file.exists() {
-            return Err(Failure::new(Outcome::Refused, format!("{} exists already", file.display()))
-                .hint("name a new file, or use --password-file to keep that password"));
+            return Err(
+                Failure::new(Outcome::Refused, format!("{} exists already", file.display()))
+                    .hint("name a new file, or use --password-file to keep that password"),
+            );
         }
         return random_password().map(Some);
     }

@@ -20,8 +20,10 @@ use crate::failure::Failure;
 /// amcheck, and compares the configuration's expect: section. What it writes is in its own schema,
 /// pgmahout, removed afterwards.
 #[derive(Debug, clap::Args)]
-#[command(after_long_help = "Example:\n  pgmahout verify -h db1 -U postgres -d shop\n  \
-                             pgmahout verify --read-only --table public.orders --amcheck-budget 5min")]
+#[command(
+    after_long_help = "Example:\n  pgmahout verify -h db1 -U postgres -d shop\n  \
+                             pgmahout verify --read-only --table public.orders --amcheck-budget 5min"
+)]
 pub(crate) struct Args {
     #[command(flatten)]
     check: CheckArgs,
@@ -68,7 +70,11 @@ pub(crate) async fn run(args: Args, context: &Context) -> Result<ExitStatus, Fai
     let parameters = context.connection(args.check.connection())?;
     let health = health::examine(&args.check, context).await?;
     let connection = Connection::open(&parameters).await?;
-    let target = health.targets.first().cloned().unwrap_or_else(|| parameters.describe());
+    let target = health
+        .targets
+        .first()
+        .cloned()
+        .unwrap_or_else(|| parameters.describe());
     let options = VerifyOptions {
         read_only: args.read_only,
         patience: args.patience,
@@ -85,7 +91,11 @@ pub(crate) async fn run(args: Args, context: &Context) -> Result<ExitStatus, Fai
     let proof = pgmahout_doctor::verify::run(&connection, &target, &options, &context.cancellation).await;
     connection.close().await;
     let proof = proof?;
-    let status = Status::overall([health.status].into_iter().chain(proof.results.iter().map(|result| result.status)));
+    let status = Status::overall(
+        [health.status]
+            .into_iter()
+            .chain(proof.results.iter().map(|result| result.status)),
+    );
     if context.printer.wants_json() {
         context.printer.json(&Answer {
             schema_version: 1,
@@ -95,7 +105,9 @@ pub(crate) async fn run(args: Args, context: &Context) -> Result<ExitStatus, Fai
             skipped: proof.skipped,
         })?;
     } else {
-        context.printer.data(&health::render_text(&health, false, &context.printer));
+        context
+            .printer
+            .data(&health::render_text(&health, false, &context.printer));
         let written = HealthReport::new(
             health.taken_at,
             Duration::ZERO,
@@ -104,7 +116,9 @@ pub(crate) async fn run(args: Args, context: &Context) -> Result<ExitStatus, Fai
             proof.skipped,
             Vec::new(),
         );
-        context.printer.data(&health::render_text(&written, true, &context.printer));
+        context
+            .printer
+            .data(&health::render_text(&written, true, &context.printer));
     }
     Ok(ExitStatus(u8::from(status == Status::Crit)))
 }
@@ -115,7 +129,10 @@ fn pooler(
     parameters: &ConnectionParameters,
     context: &Context,
 ) -> Result<Option<ConnectionParameters>, Failure> {
-    Ok(args.check.pooler(context)?.map(|console| console.with_database(&parameters.database)))
+    Ok(args
+        .check
+        .pooler(context)?
+        .map(|console| console.with_database(&parameters.database)))
 }
 
 fn expected(_context: &Context) -> Result<Expected, Failure> {

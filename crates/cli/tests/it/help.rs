@@ -10,7 +10,11 @@ fn help(path: &[String]) -> String {
         .env("COLUMNS", "100")
         .output()
         .expect("the binary runs");
-    assert!(output.status.success(), "{path:?} --help ended with {}", output.status);
+    assert!(
+        output.status.success(),
+        "{path:?} --help ended with {}",
+        output.status
+    );
     assert!(output.stderr.is_empty(), "{path:?} --help wrote to stderr");
     String::from_utf8(output.stdout).expect("help is UTF-8")
 }
@@ -38,11 +42,18 @@ fn every_command_explains_itself() {
             child.push(name);
             waiting.push(child);
         }
-        let name = if path.is_empty() { "pgmahout".to_owned() } else { format!("pgmahout_{}", path.join("_")) };
+        let name = if path.is_empty() {
+            "pgmahout".to_owned()
+        } else {
+            format!("pgmahout_{}", path.join("_"))
+        };
         insta::assert_snapshot!(name, text);
         seen += 1;
     }
-    assert!(seen > 20, "only {seen} commands found: the search for subcommands is broken");
+    assert!(
+        seen > 20,
+        "only {seen} commands found: the search for subcommands is broken"
+    );
 }
 
 #[test]
@@ -53,5 +64,8 @@ fn help_of_a_subcommand_exists_by_flag_and_h_stays_the_host() {
         .output()
         .expect("the binary runs");
     let text = String::from_utf8_lossy(&output.stdout);
-    assert!(text.contains("server.reachable"), "-h was not taken as the host: {text}");
+    assert!(
+        text.contains("server.reachable"),
+        "-h was not taken as the host: {text}"
+    );
 }

@@ -129,12 +129,19 @@ async fn table_sizes(connection: &Connection) -> Result<Vec<TableSize>, ReportEr
         .await
         .map_err(asking("the sizes of tables"))?
         .iter()
-        .map(|row| TableSize { name: row.get(0), bytes: row.get(1), rows: row.get(2) })
+        .map(|row| TableSize {
+            name: row.get(0),
+            bytes: row.get(1),
+            rows: row.get(2),
+        })
         .collect())
 }
 
 async fn databases(connection: &Connection) -> Result<Section, ReportError> {
-    let mut section = Section::new("Databases", ["database", "size", "sessions", "oldest transaction id"]);
+    let mut section = Section::new(
+        "Databases",
+        ["database", "size", "sessions", "oldest transaction id"],
+    );
     let rows = connection
         .query(
             "SELECT d.datname::text,
@@ -151,7 +158,10 @@ async fn databases(connection: &Connection) -> Result<Section, ReportError> {
         let size: Option<i64> = row.get(1);
         section.rows.push(vec![
             row.get(0),
-            size.map_or_else(|| "not visible".to_owned(), |bytes| Measure::bytes(bytes).to_string()),
+            size.map_or_else(
+                || "not visible".to_owned(),
+                |bytes| Measure::bytes(bytes).to_string(),
+            ),
             row.get::<_, i64>(2).to_string(),
             row.get::<_, i64>(3).to_string(),
         ]);
@@ -160,8 +170,9 @@ async fn databases(connection: &Connection) -> Result<Section, ReportError> {
 }
 
 fn largest(sizes: &[TableSize], database: &str) -> Section {
-    let mut section = Section::new("Largest tables", ["table", "size with indexes", "rows"])
-        .note(format!("In database {database}, by the figures of the last vacuum or analyze."));
+    let mut section = Section::new("Largest tables", ["table", "size with indexes", "rows"]).note(format!(
+        "In database {database}, by the figures of the last vacuum or analyze."
+    ));
     for size in sizes.iter().take(MOST_ROWS as usize) {
         section.rows.push(vec![
             size.name.clone(),
@@ -212,18 +223,23 @@ async fn statements(connection: &Connection) -> Result<Section, ReportError> {
         ));
     };
     // The view raises an error where the library was not loaded; the report goes on without it.
-    let rows = match connection.query(&STATEMENTS.replace("{schema}", &schema), &[]).await {
+    let rows = match connection
+        .query(&STATEMENTS.replace("{schema}", &schema), &[])
+        .await
+    {
         Ok(rows) => rows,
         Err(error) => {
-            let message =
-                error.as_db_error().map_or_else(|| error.to_string(), |answer| answer.message().to_owned());
+            let message = error
+                .as_db_error()
+                .map_or_else(|| error.to_string(), |answer| answer.message().to_owned());
             return Ok(section.note(format!("Not available: {message}.")));
         }
     };
     let mut section = section.note("By total execution time since the statistics were reset.");
     for row in rows {
         section.rows.push(vec![
-            row.get::<_, Option<String>>(0).unwrap_or_else(|| "(not visible to this role)".to_owned()),
+            row.get::<_, Option<String>>(0)
+                .unwrap_or_else(|| "(not visible to this role)".to_owned()),
             row.get::<_, i64>(1).to_string(),
             Measure::seconds(row.get::<_, f64>(2) / 1e3).to_string(),
             Measure::seconds(row.get::<_, f64>(3) / 1e3).to_string(),
@@ -248,5 +264,8 @@ fn trends(now: &Entry, history: &History, kind: Kind) -> Vec<Trend> {
             }
         }
     }
-    series.into_values().filter(|trend| trend.points.len() > 1).collect()
+    series
+        .into_values()
+        .filter(|trend| trend.points.len() > 1)
+        .collect()
 }

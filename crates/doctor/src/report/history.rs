@@ -44,7 +44,13 @@ impl History {
     pub fn load(directory: &std::path::Path, target: &str) -> Self {
         let safe: String = target
             .chars()
-            .map(|character| if character.is_ascii_alphanumeric() || character == '.' { character } else { '_' })
+            .map(|character| {
+                if character.is_ascii_alphanumeric() || character == '.' {
+                    character
+                } else {
+                    '_'
+                }
+            })
             .collect();
         let path = directory.join(format!("{safe}.jsonl"));
         let text = std::fs::read_to_string(&path).unwrap_or_default();
@@ -84,7 +90,10 @@ impl History {
             None => self.entries.iter().rev().take(10).rev().collect(),
             Some(days) => {
                 let oldest = now.as_second() - days * 86_400 - 3_600;
-                self.entries.iter().filter(|entry| entry.at.as_second() >= oldest && entry.at < now).collect()
+                self.entries
+                    .iter()
+                    .filter(|entry| entry.at.as_second() >= oldest && entry.at < now)
+                    .collect()
             }
         }
     }

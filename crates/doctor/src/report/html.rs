@@ -32,7 +32,10 @@ pub fn render(report: &Report) -> String {
         report.made_at.strftime("%Y-%m-%d %H:%M UTC"),
         escape(&report.server_version),
         escape(&report.role),
-        report.started_at.map_or_else(|| "?".to_owned(), |at| at.strftime("%Y-%m-%d %H:%M UTC").to_string()),
+        report.started_at.map_or_else(
+            || "?".to_owned(),
+            |at| at.strftime("%Y-%m-%d %H:%M UTC").to_string()
+        ),
     );
     let _ = writeln!(
         body,
@@ -113,12 +116,22 @@ fn plot(body: &mut String, trend: &Trend) {
     let scale = |all: &[f64], value: f64, length: f64| {
         let low = all.iter().copied().fold(f64::INFINITY, f64::min);
         let high = all.iter().copied().fold(f64::NEG_INFINITY, f64::max);
-        if high > low { (value - low) / (high - low) * length } else { length / 2.0 }
+        if high > low {
+            (value - low) / (high - low) * length
+        } else {
+            length / 2.0
+        }
     };
     let points: Vec<String> = seconds
         .iter()
         .zip(&values)
-        .map(|(at, value)| format!("{:.1},{:.1}", scale(&seconds, *at, 196.0) + 2.0, 38.0 - scale(&values, *value, 36.0)))
+        .map(|(at, value)| {
+            format!(
+                "{:.1},{:.1}",
+                scale(&seconds, *at, 196.0) + 2.0,
+                38.0 - scale(&values, *value, 36.0)
+            )
+        })
         .collect();
     let _ = writeln!(
         body,

@@ -17,7 +17,10 @@ pub fn render(report: &Report) -> String {
         report.made_at.strftime("%Y-%m-%d %H:%M UTC"),
         report.server_version,
         report.role,
-        report.started_at.map_or_else(|| "?".to_owned(), |at| at.strftime("%Y-%m-%d %H:%M UTC").to_string()),
+        report.started_at.map_or_else(
+            || "?".to_owned(),
+            |at| at.strftime("%Y-%m-%d %H:%M UTC").to_string()
+        ),
     );
     let _ = writeln!(
         text,
@@ -28,7 +31,13 @@ pub fn render(report: &Report) -> String {
     if !troubles.is_empty() {
         text.push_str("## What needs a look\n\n");
         for result in troubles {
-            let _ = writeln!(text, "- **{}** `{}`: {}", result.status, result.id, escape(&result.evidence));
+            let _ = writeln!(
+                text,
+                "- **{}** `{}`: {}",
+                result.status,
+                result.id,
+                escape(&result.evidence)
+            );
             if let Some(hint) = &result.hint {
                 let _ = writeln!(text, "  - do: {}", escape(hint));
             }
@@ -39,7 +48,13 @@ pub fn render(report: &Report) -> String {
         text.push_str("## Trends\n\n| figure | change | values |\n| --- | --- | --- |\n");
         for trend in &report.trends {
             let values: Vec<f64> = trend.points.iter().map(|(_, value)| *value).collect();
-            let _ = writeln!(text, "| {} | {} | {} |", trend.id, trend.change(), sparkline(&values));
+            let _ = writeln!(
+                text,
+                "| {} | {} | {} |",
+                trend.id,
+                trend.change(),
+                sparkline(&values)
+            );
         }
         text.push('\n');
     }
@@ -48,7 +63,13 @@ pub fn render(report: &Report) -> String {
     }
     text.push_str("## All checks\n\n| status | check | evidence |\n| --- | --- | --- |\n");
     for result in &health.results {
-        let _ = writeln!(text, "| {} | {} | {} |", mark(result.status), result.id, escape(&result.evidence));
+        let _ = writeln!(
+            text,
+            "| {} | {} | {} |",
+            mark(result.status),
+            result.id,
+            escape(&result.evidence)
+        );
     }
     text
 }
@@ -71,7 +92,11 @@ fn render_section(text: &mut String, section: &Section) {
 }
 
 fn mark(status: Status) -> String {
-    if status == Status::Ok { "OK".to_owned() } else { format!("**{status}**") }
+    if status == Status::Ok {
+        "OK".to_owned()
+    } else {
+        format!("**{status}**")
+    }
 }
 
 /// Text that comes from the server must not become markup or end a cell.
@@ -101,7 +126,11 @@ fn sparkline(values: &[f64]) -> String {
     values
         .iter()
         .map(|value| {
-            let place = if span > 0.0 { ((value - low) / span * 7.0).round() as usize } else { 0 };
+            let place = if span > 0.0 {
+                ((value - low) / span * 7.0).round() as usize
+            } else {
+                0
+            };
             HEIGHTS[place.min(7)]
         })
         .collect()

@@ -67,7 +67,12 @@ pub struct Section {
 impl Section {
     /// An empty table.
     pub fn new<const N: usize>(title: &str, columns: [&str; N]) -> Self {
-        Self { title: title.to_owned(), note: None, columns: columns.map(str::to_owned).to_vec(), rows: Vec::new() }
+        Self {
+            title: title.to_owned(),
+            note: None,
+            columns: columns.map(str::to_owned).to_vec(),
+            rows: Vec::new(),
+        }
     }
 
     /// Adds what must be known to read it.
@@ -92,10 +97,16 @@ impl Trend {
     /// From the first to the last value, as people read it: `12 → 15`.
     pub fn change(&self) -> String {
         let show = |point: Option<&(jiff::Timestamp, f64)>| {
-            point.map_or_else(String::new, |(_, value)| crate::health::Measure::new(*value, self.unit).to_string())
+            point.map_or_else(String::new, |(_, value)| {
+                crate::health::Measure::new(*value, self.unit).to_string()
+            })
         };
         let (first, last) = (show(self.points.first()), show(self.points.last()));
-        if first == last { last } else { format!("{first} → {last}") }
+        if first == last {
+            last
+        } else {
+            format!("{first} → {last}")
+        }
     }
 }
 

@@ -45,7 +45,10 @@ fn nothing_from_the_server_becomes_markup_and_nothing_is_fetched() {
     assert!(!page.contains("<script"), "{page}");
     assert!(page.contains("&lt;script&gt;"));
     assert!(page.contains("a|b&quot;&lt;i&gt;"));
-    assert!(!page.contains("http://") && !page.contains("https://") && !page.contains("src="), "{page}");
+    assert!(
+        !page.contains("http://") && !page.contains("https://") && !page.contains("src="),
+        "{page}"
+    );
     assert!(page.contains("<polyline"));
 }
 

@@ -100,7 +100,10 @@ impl MonitorRole {
         }
         statements.push(format!("GRANT pg_monitor, pg_read_all_settings TO {role}"));
         for database in databases {
-            statements.push(format!("GRANT CONNECT ON DATABASE {} TO {role}", quote_identifier(database)));
+            statements.push(format!(
+                "GRANT CONNECT ON DATABASE {} TO {role}",
+                quote_identifier(database)
+            ));
         }
         for (name, value) in [
             ("default_transaction_read_only", "on"),
@@ -115,7 +118,9 @@ impl MonitorRole {
 
     /// The statements as a script for psql.
     pub fn script(&self, databases: &[String]) -> String {
-        let mut script = String::from("-- Makes the role that pgmahout monitors as. Run as a superuser on the primary.\nBEGIN;\n");
+        let mut script = String::from(
+            "-- Makes the role that pgmahout monitors as. Run as a superuser on the primary.\nBEGIN;\n",
+        );
         for statement in self.statements(databases, false, true) {
             let _ = writeln!(script, "{statement};");
         }
@@ -160,25 +165,43 @@ impl MonitorRole {
                 .map(|(_, what)| what)
                 .collect();
             if !powers.is_empty() {
-                return Err(RoleError::TooPowerful { name: self.name.clone(), what: powers.join(" and ") });
+                return Err(RoleError::TooPowerful {
+                    name: self.name.clone(),
+                    what: powers.join(" and "),
+                });
             }
         }
         let databases = databases(connection).await?;
         let user = connection.parameters().user.clone();
         let statements = self.statements(&databases, existing.is_some(), false);
-        let transaction = connection.transaction().await.map_err(server("begin a transaction"))?;
+        let transaction = connection
+            .transaction()
+            .await
+            .map_err(server("begin a transaction"))?;
         // The verifier is no secret worth much, but a password's text never appears: nothing to hide in logs.
         for statement in &statements {
             transaction.batch_execute(statement).await.map_err(|source| {
                 if source.code() == Some(&tokio_postgres::error::SqlState::INSUFFICIENT_PRIVILEGE) {
-                    RoleError::NotPermitted { user: user.clone(), source }
+                    RoleError::NotPermitted {
+                        user: user.clone(),
+                        source,
+                    }
                 } else {
-                    RoleError::Server { action: "create the monitoring role", source }
+                    RoleError::Server {
+                        action: "create the monitoring role",
+                        source,
+                    }
                 }
             })?;
         }
-        transaction.commit().await.map_err(server("commit the monitoring role"))?;
-        Ok(Made { existed: existing.is_some(), databases })
+        transaction
+            .commit()
+            .await
+            .map_err(server("commit the monitoring role"))?;
+        Ok(Made {
+            existed: existing.is_some(),
+            databases,
+        })
     }
 }
 
@@ -218,7 +241,10 @@ mod tests {
     use super::*;
 
     fn role(password: Option<&str>) -> MonitorRole {
-        MonitorRole { name: "od\"d".into(), password: password.map(|text| Secret::new(text.to_owned())) }
+        MonitorRole {
+            name: "od\"d".into(),
+            password: password.map(|text| Secret::new(text.to_owned())),
+        }
     }
 
     #[test]
@@ -228,7 +254,11 @@ mod tests {
             let text = role.statements(&["shop".into()], false, show).join("\n");
             assert!(!text.contains("hunter2"), "{text}");
         }
-        assert!(role.statements(&[], false, false).join("\n").contains("SCRAM-SHA-256$"));
+        assert!(
+            role.statements(&[], false, false)
+                .join("\n")
+                .contains("SCRAM-SHA-256$")
+        );
     }
 
     #[test]

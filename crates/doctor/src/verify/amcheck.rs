@@ -46,7 +46,10 @@ pub(super) async fn check(connection: &Connection, options: &VerifyOptions, writ
             return failed("limit the time of amcheck", &error);
         }
         let question = if relation.index {
-            format!("SELECT NULL::text FROM {schema}.bt_index_check({}::oid::regclass, true)", relation.oid)
+            format!(
+                "SELECT NULL::text FROM {schema}.bt_index_check({}::oid::regclass, true)",
+                relation.oid
+            )
         } else {
             format!(
                 "SELECT format('block %s: %s', blkno, msg) FROM {schema}.verify_heapam({}::oid::regclass) LIMIT 20",
@@ -61,7 +64,9 @@ pub(super) async fn check(connection: &Connection, options: &VerifyOptions, writ
                 if relation.index { indexes += 1 } else { tables += 1 }
             }
             Err(error) => match error.as_db_error() {
-                Some(answer) if *answer.code() == tokio_postgres::error::SqlState::QUERY_CANCELED => unfinished += 1,
+                Some(answer) if *answer.code() == tokio_postgres::error::SqlState::QUERY_CANCELED => {
+                    unfinished += 1
+                }
                 // Dropped since it was listed: nothing to check any more.
                 Some(answer) if *answer.code() == tokio_postgres::error::SqlState::UNDEFINED_TABLE => {}
                 Some(answer) if *answer.code() == tokio_postgres::error::SqlState::INSUFFICIENT_PRIVILEGE => {
@@ -94,7 +99,10 @@ pub(super) async fn check(connection: &Connection, options: &VerifyOptions, writ
         left => format!("; {left} relations were left for want of time"),
     };
     Part::Found(
-        Finding::ok(format!("{tables} tables and {indexes} indexes are consistent{rest}")).measured(took),
+        Finding::ok(format!(
+            "{tables} tables and {indexes} indexes are consistent{rest}"
+        ))
+        .measured(took),
     )
 }
 
@@ -102,19 +110,27 @@ pub(super) async fn check(connection: &Connection, options: &VerifyOptions, writ
 async fn extension_schema(connection: &Connection, writes: bool) -> Result<String, Part> {
     let question = "SELECT quote_ident(n.nspname) FROM pg_catalog.pg_extension e
                     JOIN pg_catalog.pg_namespace n ON n.oid = e.extnamespace WHERE e.extname = 'amcheck'";
-    let existing =
-        connection.query_opt(question, &[]).await.map_err(|error| failed("look for amcheck", &error))?;
+    let existing = connection
+        .query_opt(question, &[])
+        .await
+        .map_err(|error| failed("look for amcheck", &error))?;
     if let Some(row) = existing {
         return Ok(row.get(0));
     }
     if !writes {
-        return Err(Part::Skipped("the amcheck extension is not installed in this database".to_owned()));
+        return Err(Part::Skipped(
+            "the amcheck extension is not installed in this database".to_owned(),
+        ));
     }
-    match connection.batch_execute("CREATE EXTENSION amcheck SCHEMA pgmahout").await {
+    match connection
+        .batch_execute("CREATE EXTENSION amcheck SCHEMA pgmahout")
+        .await
+    {
         Ok(()) => Ok("pgmahout".to_owned()),
         Err(error) => {
-            let message =
-                error.as_db_error().map_or_else(|| error.to_string(), |answer| answer.message().to_owned());
+            let message = error
+                .as_db_error()
+                .map_or_else(|| error.to_string(), |answer| answer.message().to_owned());
             Err(Part::Found(Finding::unknown(
                 format!("amcheck is not installed and cannot be: {message}"),
                 Some("CREATE EXTENSION amcheck".to_owned()),
@@ -158,6 +174,10 @@ async fn relations(connection: &Connection, wanted: &[String]) -> Result<Vec<Rel
         .map_err(|error| failed("list the tables to check", &error))?;
     Ok(rows
         .iter()
-        .map(|row| Relation { oid: row.get(0), name: row.get(1), index: row.get(2) })
+        .map(|row| Relation {
+            oid: row.get(0),
+            name: row.get(1),
+            index: row.get(2),
+        })
         .collect())
 }

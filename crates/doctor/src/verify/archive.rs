@@ -28,17 +28,26 @@ pub(super) async fn switch_and_wait(connection: &Connection, patience: Duration)
     }
     let begun = Instant::now();
     let segment: String = match connection
-        .query_one("SELECT pg_catalog.pg_walfile_name(pg_catalog.pg_current_wal_insert_lsn())", &[])
+        .query_one(
+            "SELECT pg_catalog.pg_walfile_name(pg_catalog.pg_current_wal_insert_lsn())",
+            &[],
+        )
         .await
     {
         Ok(row) => row.get(0),
         Err(error) => return failed("name the current WAL segment", &error),
     };
-    if let Err(error) = connection.query_one("SELECT pg_catalog.pg_switch_wal()", &[]).await {
+    if let Err(error) = connection
+        .query_one("SELECT pg_catalog.pg_switch_wal()", &[])
+        .await
+    {
         return if error.code() == Some(&tokio_postgres::error::SqlState::INSUFFICIENT_PRIVILEGE) {
             Part::Found(Finding::unknown(
                 "this role may not switch to a new WAL segment",
-                Some(format!("GRANT EXECUTE ON FUNCTION pg_catalog.pg_switch_wal() TO {}", connection.parameters().user)),
+                Some(format!(
+                    "GRANT EXECUTE ON FUNCTION pg_catalog.pg_switch_wal() TO {}",
+                    connection.parameters().user
+                )),
             ))
         } else {
             failed("switch to a new WAL segment", &error)
@@ -73,14 +82,18 @@ pub(super) async fn switch_and_wait(connection: &Connection, patience: Duration)
     let restore_command = settings.get::<_, Option<String>>(1).unwrap_or_default();
     if restore_command.is_empty() {
         return Part::Found(
-            Finding::ok(format!("segment {segment} was archived; not read back, since restore_command is not set"))
-                .measured(took),
+            Finding::ok(format!(
+                "segment {segment} was archived; not read back, since restore_command is not set"
+            ))
+            .measured(took),
         );
     }
     if !connection.parameters().is_local() {
         return Part::Found(
-            Finding::ok(format!("segment {segment} was archived; not read back, since the server is another host"))
-                .measured(took),
+            Finding::ok(format!(
+                "segment {segment} was archived; not read back, since the server is another host"
+            ))
+            .measured(took),
         );
     }
     match read_back(&restore_command, &segment, settings.get(2), settings.get(3)).await {
@@ -88,8 +101,10 @@ pub(super) async fn switch_and_wait(connection: &Connection, patience: Duration)
             Finding::ok(format!("segment {segment} was archived and read back whole")).measured(took),
         ),
         Err(reason) => Part::Found(
-            Finding::crit(format!("segment {segment} was archived but cannot be read back: {reason}"))
-                .hint("a backup cannot be restored without its WAL: mend restore_command or the archive now"),
+            Finding::crit(format!(
+                "segment {segment} was archived but cannot be read back: {reason}"
+            ))
+            .hint("a backup cannot be restored without its WAL: mend restore_command or the archive now"),
         ),
     }
 }
@@ -117,8 +132,15 @@ async fn read_back(command: &str, segment: &str, size: i64, system: i64) -> Resu
         return Err(format!("it has {} bytes instead of {size}", bytes.len()));
     }
     // XLogLongPageHeaderData (src/include/access/xlog_internal.h): the system identifier stands at byte 24.
-    let identifier = bytes.get(24..32).and_then(|bytes| bytes.try_into().ok()).map(i64::from_le_bytes);
-    if identifier == Some(system) { Ok(()) } else { Err("it belongs to another cluster".to_owned()) }
+    let identifier = bytes
+        .get(24..32)
+        .and_then(|bytes| bytes.try_into().ok())
+        .map(i64::from_le_bytes);
+    if identifier == Some(system) {
+        Ok(())
+    } else {
+        Err("it belongs to another cluster".to_owned())
+    }
 }
 
 fn expand(command: &str, segment: &str, path: &Path) -> String {

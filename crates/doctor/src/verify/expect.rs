@@ -18,7 +18,10 @@ pub(super) async fn check(connection: &Connection, expected: &Expected) -> Part 
             None => (extension.trim(), None),
         };
         let found = match connection
-            .query_opt("SELECT extversion FROM pg_catalog.pg_extension WHERE extname = $1", &[&name])
+            .query_opt(
+                "SELECT extversion FROM pg_catalog.pg_extension WHERE extname = $1",
+                &[&name],
+            )
             .await
         {
             Ok(row) => row.map(|row| row.get::<_, String>(0)),
@@ -32,7 +35,10 @@ pub(super) async fn check(connection: &Connection, expected: &Expected) -> Part 
         if !enough {
             missing.push([
                 format!("extension {name}"),
-                version.map_or_else(|| "installed".to_owned(), |version| format!("version {version} or newer")),
+                version.map_or_else(
+                    || "installed".to_owned(),
+                    |version| format!("version {version} or newer"),
+                ),
                 found.unwrap_or_else(|| "not installed".to_owned()),
             ]);
         }
@@ -50,10 +56,15 @@ pub(super) async fn check(connection: &Connection, expected: &Expected) -> Part 
             Err(error) => return failed("read the settings", &error),
         };
         let Some(row) = found else {
-            missing.push([format!("setting {name}"), wanted.clone(), "no such setting".to_owned()]);
+            missing.push([
+                format!("setting {name}"),
+                wanted.clone(),
+                "no such setting".to_owned(),
+            ]);
             continue;
         };
-        let (shown, raw, unit): (String, Option<String>, Option<String>) = (row.get(0), row.get(1), row.get(2));
+        let (shown, raw, unit): (String, Option<String>, Option<String>) =
+            (row.get(0), row.get(1), row.get(2));
         let same = shown.eq_ignore_ascii_case(wanted)
             || raw.as_deref().is_some_and(|raw| raw.eq_ignore_ascii_case(wanted))
             || same_amount(&shown, wanted, unit.as_deref())
@@ -75,7 +86,9 @@ pub(super) async fn check(connection: &Connection, expected: &Expected) -> Part 
         }
     }
     if missing.is_empty() {
-        return Part::Found(Finding::ok(format!("all {count} expected extensions, settings and roles are as expected")));
+        return Part::Found(Finding::ok(format!(
+            "all {count} expected extensions, settings and roles are as expected"
+        )));
     }
     Part::Found(
         Finding::crit(format!("{} of {count} expectations are not met", missing.total))
@@ -86,16 +99,21 @@ pub(super) async fn check(connection: &Connection, expected: &Expected) -> Part 
 
 /// `1.10.2` as numbers, so that 1.10 is newer than 1.9.
 fn numbers(version: &str) -> Vec<u64> {
-    version.split(|character: char| !character.is_ascii_digit()).filter_map(|part| part.parse().ok()).collect()
+    version
+        .split(|character: char| !character.is_ascii_digit())
+        .filter_map(|part| part.parse().ok())
+        .collect()
 }
 
 /// Whether two amounts with units are the same: `1GB` and `1024MB`, `60s` and `1min`.
 fn same_amount(left: &str, right: &str, unit: Option<&str>) -> bool {
     let parse = |text: &str| -> Option<f64> {
-        let end = text.find(|character: char| character.is_ascii_alphabetic()).unwrap_or(text.len());
+        let end = text
+            .find(|character: char| character.is_ascii_alphabetic())
+            .unwrap_or(text.len());
         let number: f64 = text[..end].trim().parse().ok()?;
         let factor = match (text[end..].trim(), unit) {
-            ("", None) | ("B", _) | ("ms", _) => 1.0,
+            ("", None) | ("B" | "ms", _) => 1.0,
             ("kB", _) => 1024.0,
             ("MB", _) => 1024.0_f64.powi(2),
             ("GB", _) => 1024.0_f64.powi(3),

@@ -98,7 +98,9 @@ pub enum VerifyError {
 impl Diagnose for VerifyError {
     fn hint(&self) -> Option<String> {
         Some(match self {
-            Self::ForeignSchema => "rename or drop it, or leave out what writes: pgmahout verify --read-only".into(),
+            Self::ForeignSchema => {
+                "rename or drop it, or leave out what writes: pgmahout verify --read-only".into()
+            }
             Self::Server { .. } => {
                 "connect as a role that may CREATE in the database, or use pgmahout verify --read-only".into()
             }
@@ -134,7 +136,8 @@ impl Proof {
     fn add(&mut self, id: &str, target: &str, part: Part, begun: Instant) {
         match part {
             Part::Found(finding) => {
-                self.results.push(CheckResult::new(id, target, finding, begun.elapsed()));
+                self.results
+                    .push(CheckResult::new(id, target, finding, begun.elapsed()));
             }
             Part::Skipped(reason) => self.skipped.push(Skipped {
                 id: id.to_owned(),
@@ -159,10 +162,17 @@ pub async fn run(
     let standby: bool = connection
         .query_one("SELECT pg_catalog.pg_is_in_recovery()", &[])
         .await
-        .map_err(|source| VerifyError::Server { action: "ask for the server's role", source })?
+        .map_err(|source| VerifyError::Server {
+            action: "ask for the server's role",
+            source,
+        })?
         .get(0);
     let writes = !options.read_only && !standby;
-    let why_not = if options.read_only { "--read-only" } else { "the server is a standby, which takes no writes" };
+    let why_not = if options.read_only {
+        "--read-only"
+    } else {
+        "the server is a standby, which takes no writes"
+    };
     if writes {
         scratch::create(connection).await?;
     }
@@ -187,11 +197,19 @@ async fn prove(
     let skipped = || Part::Skipped(why_not.to_owned());
 
     let begun = Instant::now();
-    let part = if writes { scratch::write_and_read(connection).await } else { skipped() };
+    let part = if writes {
+        scratch::write_and_read(connection).await
+    } else {
+        skipped()
+    };
     proof.add("verify.write", target, part, begun);
 
     let begun = Instant::now();
-    let part = if writes { standbys::follow(connection, options).await } else { skipped() };
+    let part = if writes {
+        standbys::follow(connection, options).await
+    } else {
+        skipped()
+    };
     proof.add("verify.standbys", target, part, begun);
 
     let begun = Instant::now();
@@ -203,7 +221,11 @@ async fn prove(
     proof.add("verify.pool", target, part, begun);
 
     let begun = Instant::now();
-    let part = if writes { archive::switch_and_wait(connection, options.patience).await } else { skipped() };
+    let part = if writes {
+        archive::switch_and_wait(connection, options.patience).await
+    } else {
+        skipped()
+    };
     proof.add("verify.archive", target, part, begun);
 
     let begun = Instant::now();
@@ -218,6 +240,8 @@ async fn prove(
 
 /// A part that could not do its work, in the server's words.
 fn failed(action: &str, error: &tokio_postgres::Error) -> Part {
-    let message = error.as_db_error().map_or_else(|| error.to_string(), |error| error.message().to_owned());
+    let message = error
+        .as_db_error()
+        .map_or_else(|| error.to_string(), |error| error.message().to_owned());
     Part::Found(Finding::crit(format!("cannot {action}: {message}")))
 }

@@ -42,7 +42,10 @@ pub(super) async fn remove(connection: &Connection) -> Result<(), VerifyError> {
     connection
         .batch_execute("DROP SCHEMA IF EXISTS pgmahout CASCADE")
         .await
-        .map_err(|source| VerifyError::Server { action: "drop the schema pgmahout", source })
+        .map_err(|source| VerifyError::Server {
+            action: "drop the schema pgmahout",
+            source,
+        })
 }
 
 /// Writes the row and reads it back in another session.
@@ -62,17 +65,23 @@ pub(super) async fn write_and_read(connection: &Connection) -> Part {
     let reader = match Connection::open(connection.parameters()).await {
         Ok(reader) => reader,
         Err(error) => {
-            return Part::Found(Finding::crit(format!("a second session to read the row was refused: {error}")));
+            return Part::Found(Finding::crit(format!(
+                "a second session to read the row was refused: {error}"
+            )));
         }
     };
-    let read = reader.query_opt("SELECT token FROM pgmahout.verify WHERE id = 1", &[]).await;
+    let read = reader
+        .query_opt("SELECT token FROM pgmahout.verify WHERE id = 1", &[])
+        .await;
     reader.close().await;
     match read {
         Ok(Some(row)) if row.get::<_, String>(0) == token => Part::Found(
             Finding::ok("a row was written, committed, and read back by another session")
                 .measured(Measure::seconds(took)),
         ),
-        Ok(_) => Part::Found(Finding::crit("the row that was committed is not there for another session")),
+        Ok(_) => Part::Found(Finding::crit(
+            "the row that was committed is not there for another session",
+        )),
         Err(error) => failed("read the row back", &error),
     }
 }
@@ -84,8 +93,11 @@ pub(super) async fn through_pooler(pooler: &ConnectionParameters) -> Part {
         Ok(session) => session,
         Err(error) => {
             return Part::Found(
-                Finding::crit(format!("no session through the pooler at {}: {error}", pooler.describe()))
-                    .hint("look at the pooler's own view: psql -d pgbouncer -c 'SHOW POOLS'"),
+                Finding::crit(format!(
+                    "no session through the pooler at {}: {error}",
+                    pooler.describe()
+                ))
+                .hint("look at the pooler's own view: psql -d pgbouncer -c 'SHOW POOLS'"),
             );
         }
     };
@@ -96,7 +108,9 @@ pub(super) async fn through_pooler(pooler: &ConnectionParameters) -> Part {
     session.close().await;
     match changed {
         Ok(messages)
-            if messages.iter().any(|message| matches!(message, tokio_postgres::SimpleQueryMessage::Row(_))) =>
+            if messages
+                .iter()
+                .any(|message| matches!(message, tokio_postgres::SimpleQueryMessage::Row(_))) =>
         {
             Part::Found(
                 Finding::ok("the row was read and changed through the pooler")

@@ -29,7 +29,9 @@ pub(super) async fn follow(connection: &Connection, options: &VerifyOptions) -> 
     let mut slowest = 0.0_f64;
     let mut missing = Vec::new();
     loop {
-        let touched = connection.execute("UPDATE pgmahout.verify SET turn = turn + 1 WHERE id = 1", &[]).await;
+        let touched = connection
+            .execute("UPDATE pgmahout.verify SET turn = turn + 1 WHERE id = 1", &[])
+            .await;
         if let Err(error) = touched {
             return failed("touch the row", &error);
         }
@@ -49,8 +51,11 @@ pub(super) async fn follow(connection: &Connection, options: &VerifyOptions) -> 
         if standbys.is_empty() && options.standbys.is_empty() {
             return Part::Skipped("no standby is connected".to_owned());
         }
-        let late: Vec<String> =
-            standbys.iter().filter(|row| !row.get::<_, bool>(2)).map(|row| row.get::<_, String>(0)).collect();
+        let late: Vec<String> = standbys
+            .iter()
+            .filter(|row| !row.get::<_, bool>(2))
+            .map(|row| row.get::<_, String>(0))
+            .collect();
         let waited = begun.elapsed();
         if late.is_empty() || waited > options.patience {
             for row in &standbys {
@@ -85,23 +90,34 @@ pub(super) async fn follow(connection: &Connection, options: &VerifyOptions) -> 
     let finding = if missing.is_empty() {
         Finding::ok(format!("{total} of {total} standbys show the row"))
     } else {
-        Finding::new(Status::Crit, format!("the row did not arrive at: {}", missing.join(", ")))
-            .hint("pgmahout health --only 'replication.*'")
+        Finding::new(
+            Status::Crit,
+            format!("the row did not arrive at: {}", missing.join(", ")),
+        )
+        .hint("pgmahout health --only 'replication.*'")
     };
     Part::Found(finding.measured(Measure::seconds(slowest)).rows(rows))
 }
 
 async fn shows_row(standby: &ConnectionParameters, patience: Duration) -> Result<Duration, String> {
     let begun = Instant::now();
-    let session = Connection::open(standby).await.map_err(|error| format!("cannot be reached: {error}"))?;
+    let session = Connection::open(standby)
+        .await
+        .map_err(|error| format!("cannot be reached: {error}"))?;
     let answer = loop {
         let found = session
-            .query_opt("SELECT 1 FROM pg_catalog.pg_class c JOIN pg_catalog.pg_namespace n ON n.oid = c.relnamespace
-                        WHERE n.nspname = 'pgmahout' AND c.relname = 'verify'", &[])
+            .query_opt(
+                "SELECT 1 FROM pg_catalog.pg_class c JOIN pg_catalog.pg_namespace n ON n.oid = c.relnamespace
+                        WHERE n.nspname = 'pgmahout' AND c.relname = 'verify'",
+                &[],
+            )
             .await;
         match found {
             // The table is there; the row follows it in the WAL.
-            Ok(Some(_)) => match session.query_opt("SELECT 1 FROM pgmahout.verify WHERE id = 1", &[]).await {
+            Ok(Some(_)) => match session
+                .query_opt("SELECT 1 FROM pgmahout.verify WHERE id = 1", &[])
+                .await
+            {
                 Ok(Some(_)) => break Ok(begun.elapsed()),
                 Ok(None) => {}
                 Err(error) => break Err(format!("cannot be read: {error}")),

@@ -27,8 +27,14 @@ impl Faults {
 }
 
 const LIST: [(&str, &str); 5] = [
-    ("connections.idle_in_transaction", "a session forgot its transaction"),
-    ("indexes.invalid", "CREATE UNIQUE INDEX CONCURRENTLY met duplicates and left an invalid index"),
+    (
+        "connections.idle_in_transaction",
+        "a session forgot its transaction",
+    ),
+    (
+        "indexes.invalid",
+        "CREATE UNIQUE INDEX CONCURRENTLY met duplicates and left an invalid index",
+    ),
     ("replication.standbys", "the standby died; its slot now holds WAL"),
     ("sequences.used", "a smallint sequence is nearly used up"),
     ("wal.archiving", "the archive command fails"),
@@ -47,15 +53,27 @@ pub(super) async fn make(
         .await
         .is_ok()
     {
-        return Err(Failure::new(Outcome::Failed, "the demo's duplicate values were accepted as unique"));
+        return Err(Failure::new(
+            Outcome::Failed,
+            "the demo's duplicate values were accepted as unique",
+        ));
     }
-    sql(shop, "CREATE TABLE coupons (id smallserial PRIMARY KEY, code text)").await?;
+    sql(
+        shop,
+        "CREATE TABLE coupons (id smallserial PRIMARY KEY, code text)",
+    )
+    .await?;
     sql(shop, "SELECT setval('coupons_id_seq', 31500)").await?;
     standby.stop().await;
     sql(shop, "ALTER SYSTEM SET archive_command = 'false'").await?;
     sql(shop, "SELECT pg_reload_conf()").await?;
     sql(shop, "SELECT pg_switch_wal()").await?;
-    until("the archive command to fail", shop, "SELECT failed_count > 0 FROM pg_stat_archiver").await?;
+    until(
+        "the archive command to fail",
+        shop,
+        "SELECT failed_count > 0 FROM pg_stat_archiver",
+    )
+    .await?;
     // The forgotten transaction must be older than the threshold that the demo asks for.
     until(
         "the transaction to age",
@@ -71,7 +89,11 @@ impl Faults {
     pub(super) async fn mend(self, shop: &Connection, standby: &mut ThrowawayServer) -> Result<(), Failure> {
         self.forgotten.close().await;
         sql(shop, "DROP INDEX CONCURRENTLY IF EXISTS events_kind").await?;
-        sql(shop, "ALTER TABLE coupons ALTER COLUMN id TYPE bigint; ALTER SEQUENCE coupons_id_seq AS bigint").await?;
+        sql(
+            shop,
+            "ALTER TABLE coupons ALTER COLUMN id TYPE bigint; ALTER SEQUENCE coupons_id_seq AS bigint",
+        )
+        .await?;
         sql(shop, "ALTER SYSTEM RESET archive_command").await?;
         sql(shop, "SELECT pg_reload_conf()").await?;
         standby.start().await?;
@@ -107,7 +129,10 @@ async fn until(what: &str, connection: &Connection, question: &str) -> Result<()
             return Ok(());
         }
         if Instant::now() > deadline {
-            return Err(Failure::new(Outcome::Failed, format!("waited 30 s in vain for {what}")));
+            return Err(Failure::new(
+                Outcome::Failed,
+                format!("waited 30 s in vain for {what}"),
+            ));
         }
         tokio::time::sleep(Duration::from_millis(50)).await;
     }

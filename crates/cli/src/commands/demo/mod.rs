@@ -89,12 +89,19 @@ async fn play(args: &Args, context: &Context) -> Result<ExitStatus, Failure> {
     sql(&postgres, "CREATE DATABASE shop").await?;
     let shop = Connection::open(&primary.parameters("shop")?).await?;
     let rows = shop::load(&shop, args.scale).await?;
-    stage.say(&format!("{} rows in {} tables.", shop::thousands(rows), shop::TABLES.len()));
+    stage.say(&format!(
+        "{} rows in {} tables.",
+        shop::thousands(rows),
+        shop::TABLES.len()
+    ));
     stage.end();
 
     stage.begin("Is the server healthy?");
     faults::wait_for_standby(&postgres).await?;
-    stage.pgmahout(&["health", "--set", "server.role=0s,0s"]).await?.expect_success()?;
+    stage
+        .pgmahout(&["health", "--set", "server.role=0s,0s"])
+        .await?
+        .expect_success()?;
     stage.end();
 
     stage.begin("Make five faults, and look again");
@@ -118,31 +125,52 @@ async fn play(args: &Args, context: &Context) -> Result<ExitStatus, Failure> {
 
     stage.begin("Mend them, and look once more");
     faults.mend(&shop, &mut standby).await?;
-    stage.pgmahout(&["health", "--set", "server.role=0s,0s"]).await?.expect_success()?;
+    stage
+        .pgmahout(&["health", "--set", "server.role=0s,0s"])
+        .await?
+        .expect_success()?;
     stage.end();
 
     stage.begin("Back up");
     let before = shop::digests(&shop).await?;
     let dump = house.root().join("shop.sql.gz").display().to_string();
-    stage.pgmahout(&["dump", "create", "shop", &dump]).await?.expect_success()?;
+    stage
+        .pgmahout(&["dump", "create", "shop", &dump])
+        .await?
+        .expect_success()?;
     stage.end();
 
     stage.begin("Damage: a table is dropped");
     stage.say("shop=# DROP TABLE payments;");
     sql(&shop, "DROP TABLE payments").await?;
     stage.say("shop=# DELETE FROM orders WHERE id % 7 = 0;");
-    sql(&shop, "ALTER TABLE order_items DISABLE TRIGGER ALL; DELETE FROM orders WHERE id % 7 = 0").await?;
+    sql(
+        &shop,
+        "ALTER TABLE order_items DISABLE TRIGGER ALL; DELETE FROM orders WHERE id % 7 = 0",
+    )
+    .await?;
     let damaged = shop::digests(&shop).await?;
     let differing = shop::differing(&before, &damaged);
-    stage.say(&format!("{} of {} tables now differ: {}.", differing.len(), before.len(), differing.join(", ")));
+    stage.say(&format!(
+        "{} of {} tables now differ: {}.",
+        differing.len(),
+        before.len(),
+        differing.join(", ")
+    ));
     if differing.is_empty() {
-        return Err(Failure::new(Outcome::Failed, "the damage did not show in the digests of the tables"));
+        return Err(Failure::new(
+            Outcome::Failed,
+            "the damage did not show in the digests of the tables",
+        ));
     }
     shop.close().await;
     stage.end();
 
     stage.begin("Restore");
-    stage.pgmahout(&["dump", "restore", &dump, "shop", "--clean", "--yes"]).await?.expect_success()?;
+    stage
+        .pgmahout(&["dump", "restore", &dump, "shop", "--clean", "--yes"])
+        .await?
+        .expect_success()?;
     stage.end();
 
     stage.begin("Prove it: every table against its digest before the damage");
@@ -168,11 +196,17 @@ async fn play(args: &Args, context: &Context) -> Result<ExitStatus, Failure> {
     if !lost.is_empty() {
         return Err(Failure::new(
             Outcome::Failed,
-            format!("after the restore these tables differ from what they were: {}", lost.join(", ")),
+            format!(
+                "after the restore these tables differ from what they were: {}",
+                lost.join(", ")
+            ),
         ));
     }
     if args.keep {
-        stage.say(&format!("Kept in {}; the servers are stopped.", house.root().display()));
+        stage.say(&format!(
+            "Kept in {}; the servers are stopped.",
+            house.root().display()
+        ));
     }
     shop.close().await;
     postgres.close().await;
@@ -190,7 +224,11 @@ fn server_programs(args: &Args) -> Result<PathBuf, Failure> {
     let program = find("initdb", Requirement::AtLeast(ServerVersion::OLDEST_MAJOR))?;
     Err(Failure::new(
         Outcome::Usage,
-        format!("PostgreSQL {} at {} is not a version that this build knows", program.version, program.path.display()),
+        format!(
+            "PostgreSQL {} at {} is not a version that this build knows",
+            program.version,
+            program.path.display()
+        ),
     )
     .hint("install a supported one: apt-get install postgresql, or name its programs with --bin-dir"))
 }
@@ -229,8 +267,10 @@ impl faults::Faults {
         }
         Err(Failure::new(
             Outcome::Failed,
-            format!("the health check did not report what the demo broke: {}", missing.join(", ")),
+            format!(
+                "the health check did not report what the demo broke: {}",
+                missing.join(", ")
+            ),
         ))
     }
 }
-

@@ -7,7 +7,14 @@ use pgmahout_postgres::connection::Connection;
 use crate::failure::Failure;
 
 /// Its tables, a partitioned one counted once.
-pub(super) const TABLES: [&str; 6] = ["customers", "products", "orders", "order_items", "payments", "events"];
+pub(super) const TABLES: [&str; 6] = [
+    "customers",
+    "products",
+    "orders",
+    "order_items",
+    "payments",
+    "events",
+];
 
 /// Rows and content of a table: the count, and a sum of hashes that does not depend on their order.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -153,7 +160,13 @@ pub(super) async fn digests(shop: &Connection) -> Result<BTreeMap<String, Digest
                 )
                 .await
                 .map_err(failed)?;
-            digests.insert(table.to_owned(), Digest { rows: row.get(0), sum: row.get(1) });
+            digests.insert(
+                table.to_owned(),
+                Digest {
+                    rows: row.get(0),
+                    sum: row.get(1),
+                },
+            );
         }
     }
     Ok(digests)
@@ -161,7 +174,11 @@ pub(super) async fn digests(shop: &Connection) -> Result<BTreeMap<String, Digest
 
 /// The tables of `before` that are missing or different in `now`.
 pub(super) fn differing(before: &BTreeMap<String, Digest>, now: &BTreeMap<String, Digest>) -> Vec<String> {
-    before.iter().filter(|(table, digest)| now.get(*table) != Some(*digest)).map(|(table, _)| table.clone()).collect()
+    before
+        .iter()
+        .filter(|(table, digest)| now.get(*table) != Some(*digest))
+        .map(|(table, _)| table.clone())
+        .collect()
 }
 
 /// The rows of the closing table.
@@ -178,7 +195,9 @@ pub(super) fn proof(
                 Some(restored) => format!("DIFFERENT ({} rows)", thousands(restored.rows)),
                 None => "MISSING".to_owned(),
             };
-            let damage = damaged.get(table).map_or_else(|| "dropped".to_owned(), |digest| thousands(digest.rows));
+            let damage = damaged
+                .get(table)
+                .map_or_else(|| "dropped".to_owned(), |digest| thousands(digest.rows));
             [table.clone(), thousands(digest.rows), damage, verdict]
         })
         .collect()

@@ -88,7 +88,12 @@ impl Stage {
     pub(super) fn end(&mut self) {
         if let Some((name, begun)) = self.current.take() {
             let took = begun.elapsed();
-            self.text(&self.printer.palette().faint(&format!("   ({:.1} s)", took.as_secs_f64())));
+            self.text(
+                &self
+                    .printer
+                    .palette()
+                    .faint(&format!("   ({:.1} s)", took.as_secs_f64())),
+            );
             self.steps.push((name, took));
         }
     }
@@ -100,15 +105,22 @@ impl Stage {
     }
 
     pub(super) fn table(&self, rows: &[[String; 4]]) {
-        let columns =
-            [("table", Align::Left), ("rows before", Align::Right), ("rows damaged", Align::Right), ("after the restore", Align::Left)];
-        let text = self.printer.render_table(&columns, rows.iter().map(|row| row.to_vec()).collect());
+        let columns = [
+            ("table", Align::Left),
+            ("rows before", Align::Right),
+            ("rows damaged", Align::Right),
+            ("after the restore", Align::Left),
+        ];
+        let text = self
+            .printer
+            .render_table(&columns, rows.iter().map(|row| row.to_vec()).collect());
         self.say(&text);
     }
 
     /// Runs this same binary as a user would, and shows what it printed.
     pub(super) async fn pgmahout(&self, arguments: &[&str]) -> Result<Ran, Failure> {
-        let shown = format!("pgmahout {}", arguments.join(" ")).replace(&format!("{}/", self.root.display()), "");
+        let shown =
+            format!("pgmahout {}", arguments.join(" ")).replace(&format!("{}/", self.root.display()), "");
         self.say(&self.printer.palette().strong(&format!("$ {shown}")));
         let program = std::env::current_exe()
             .map_err(|error| Failure::caused_by("cannot find the running program's own file", error))?;
@@ -121,8 +133,19 @@ impl Stage {
         }
         let output = command
             .args(arguments)
-            .args(["--color", if self.printer.is_terminal() { "always" } else { "never" }])
-            .envs(self.environment.iter().map(|(name, value)| (*name, value.as_str())))
+            .args([
+                "--color",
+                if self.printer.is_terminal() {
+                    "always"
+                } else {
+                    "never"
+                },
+            ])
+            .envs(
+                self.environment
+                    .iter()
+                    .map(|(name, value)| (*name, value.as_str())),
+            )
             .current_dir(&self.root)
             .stdin(Stdio::null())
             .kill_on_drop(true)
@@ -133,10 +156,18 @@ impl Stage {
         let stderr = String::from_utf8_lossy(&output.stderr).into_owned();
         self.say(&stdout);
         if output.status.code() == Some(i32::from(Outcome::Usage.exit_code())) {
-            return Err(Failure::caused_by(format!("a command of the demo is wrong: {shown}"), stderr));
+            return Err(Failure::caused_by(
+                format!("a command of the demo is wrong: {shown}"),
+                stderr,
+            ));
         }
         self.say(&stderr);
-        Ok(Ran { shown, stdout, stderr, status: output.status })
+        Ok(Ran {
+            shown,
+            stdout,
+            stderr,
+            status: output.status,
+        })
     }
 
     pub(super) fn summary(&self, total: Duration) {
@@ -148,7 +179,9 @@ impl Stage {
             .map(|(name, took)| vec![name.clone(), format!("{:.1} s", took.as_secs_f64())])
             .chain([vec!["In all".to_owned(), format!("{:.1} s", total.as_secs_f64())]])
             .collect();
-        let text = self.printer.render_table(&[("step", Align::Left), ("time", Align::Right)], rows);
+        let text = self
+            .printer
+            .render_table(&[("step", Align::Left), ("time", Align::Right)], rows);
         self.say(&text);
     }
 

@@ -112,7 +112,7 @@ struct Custom {
     id: String,
     title: String,
     limits: Vec<Limit>,
-    custom: CustomCheck,
+    wanted: CustomCheck,
 }
 
 #[async_trait]
@@ -134,13 +134,13 @@ impl Check for Custom {
     }
 
     fn needs_server(&self) -> bool {
-        matches!(self.custom.probe, Probe::Sql { .. } | Probe::Tables { .. })
+        matches!(self.wanted.probe, Probe::Sql { .. } | Probe::Tables { .. })
     }
 
     async fn run(&self, context: &Context) -> Result<Verdict, Failure> {
         let thresholds = context.limit(&self.id);
         let work = async {
-            match &self.custom.probe {
+            match &self.wanted.probe {
                 Probe::Sql { query, database } => {
                     self.sql(context, query, database.as_deref(), thresholds).await
                 }
@@ -154,23 +154,23 @@ impl Check for Custom {
                 Probe::Command { words } => Ok(command(words).await),
             }
         };
-        let finding = match tokio::time::timeout(self.custom.timeout, work).await {
+        let finding = match tokio::time::timeout(self.wanted.timeout, work).await {
             Ok(finding) => finding?,
             Err(_) if self.needs_server() => {
                 return Err(Failure::TimedOut {
-                    limit: self.custom.timeout,
+                    limit: self.wanted.timeout,
                 });
             }
             Err(_) => Finding::crit(format!(
                 "no answer within {}",
-                Measure::seconds(self.custom.timeout.as_secs_f64())
+                Measure::seconds(self.wanted.timeout.as_secs_f64())
             )),
         };
-        Ok(match &self.custom.hint {
+        Ok(match &self.wanted.hint {
             Some(hint) => finding.hint(hint.clone()),
             None if finding.hint.is_none() => finding.hint(format!(
                 "see {} in the configuration's checks.custom",
-                self.custom.name
+                self.wanted.name
             )),
             None => finding,
         }
@@ -204,7 +204,7 @@ impl Custom {
                 None,
             ));
         };
-        let measure = Measure::new(number, self.custom.unit);
+        let measure = Measure::new(number, self.wanted.unit);
         let columns: Vec<String> = answer[0].keys().cloned().collect();
         let evidence = format!("{} = {measure}", columns.first().map_or("value", String::as_str));
         let mut finding = Finding::judged(measure, thresholds, evidence);

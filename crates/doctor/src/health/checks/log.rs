@@ -23,11 +23,11 @@ const FIRST_LOOK: u64 = 256 * 1024;
 
 /// The check, with the log's file where the configuration names it.
 pub fn checks(log_file: Option<PathBuf>) -> Vec<Box<dyn Check>> {
-    vec![Box::new(LogErrors { log_file })]
+    vec![Box::new(LogErrors { file: log_file })]
 }
 
 struct LogErrors {
-    log_file: Option<PathBuf>,
+    file: Option<PathBuf>,
 }
 
 const LIMITS: &[Limit] = &[Limit::above("log.errors", Unit::PerMinute, Some(10.0), None)];
@@ -101,7 +101,7 @@ impl Check for LogErrors {
 impl LogErrors {
     /// The log's file, or why there is none to read.
     async fn find(&self, context: &Context) -> Result<Result<PathBuf, String>, Failure> {
-        if let Some(path) = &self.log_file {
+        if let Some(path) = &self.file {
             return Ok(Ok(path.clone()));
         }
         let facts = context.facts()?;

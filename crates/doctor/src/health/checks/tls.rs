@@ -17,7 +17,12 @@ const PATIENCE: Duration = Duration::from_secs(3);
 
 const DAY: f64 = 86_400.0;
 
-const LIMITS: &[Limit] = &[Limit::below("tls", Unit::Seconds, Some(30.0 * DAY), Some(7.0 * DAY))];
+const LIMITS: &[Limit] = &[Limit::below(
+    "tls",
+    Unit::Seconds,
+    Some(30.0 * DAY),
+    Some(7.0 * DAY),
+)];
 
 /// The check of this file.
 pub fn checks() -> Vec<Box<dyn Check>> {
@@ -44,7 +49,9 @@ impl Check for Tls {
         let facts = context.facts()?;
         let listens = facts.setting("listen_addresses").unwrap_or_default();
         if facts.address.is_none() && listens.trim().is_empty() {
-            return Ok(Verdict::not_applicable("the server listens on no network address"));
+            return Ok(Verdict::not_applicable(
+                "the server listens on no network address",
+            ));
         }
         if facts.is_on("ssl") != Some(true) {
             return Ok(Finding::warn("ssl is off: passwords and data cross the network readable")
@@ -56,11 +63,16 @@ impl Check for Tls {
         };
         match served_certificates(&host, port, PATIENCE).await {
             Ok(Some(chain)) => Ok(judge(context, &chain).into()),
-            Ok(None) => Ok(Finding::crit("ssl is on in the settings, but the server refuses TLS")
-                .hint("see the server's log for why the certificate or key could not be loaded")
-                .into()),
+            Ok(None) => Ok(
+                Finding::crit("ssl is on in the settings, but the server refuses TLS")
+                    .hint("see the server's log for why the certificate or key could not be loaded")
+                    .into(),
+            ),
             Err(error) => Ok(Finding::unknown(
-                format!("no TLS handshake with {host}:{port}: {}", crate::health::failure::chain(&error)),
+                format!(
+                    "no TLS handshake with {host}:{port}: {}",
+                    crate::health::failure::chain(&error)
+                ),
                 None,
             )
             .hint("see whether a firewall or pg_hba.conf is in the way")
@@ -91,7 +103,9 @@ fn address(context: &Context, listens: &str) -> Result<Option<(String, u16)>, Fa
 }
 
 fn judge(context: &Context, chain: &[Vec<u8>]) -> Finding {
-    let now = SystemTime::now().duration_since(UNIX_EPOCH).map_or(0.0, |elapsed| elapsed.as_secs_f64());
+    let now = SystemTime::now()
+        .duration_since(UNIX_EPOCH)
+        .map_or(0.0, |elapsed| elapsed.as_secs_f64());
     let mut rows = Rows::new(["certificate", "issued by", "valid from", "valid until"]);
     let mut soonest: Option<(f64, String)> = None;
     for der in chain {
@@ -120,11 +134,23 @@ fn judge(context: &Context, chain: &[Vec<u8>]) -> Finding {
         return Finding::unknown("the server served no certificate", None);
     };
     let evidence = if left < 0.0 {
-        format!("the certificate of {subject} expired {} ago", Measure::seconds(-left))
+        format!(
+            "the certificate of {subject} expired {} ago",
+            Measure::seconds(-left)
+        )
     } else {
-        format!("the certificate of {subject} is good for {}", Measure::seconds(left))
+        format!(
+            "the certificate of {subject} is good for {}",
+            Measure::seconds(left)
+        )
     };
     let finding = Finding::judged(Measure::seconds(left), context.limit("tls"), evidence).rows(rows);
-    let finding = if left < 0.0 { finding.at_least(Status::Crit) } else { finding };
-    finding.hint("renew the certificate, replace ssl_cert_file and ssl_key_file, and reload: SELECT pg_reload_conf()")
+    let finding = if left < 0.0 {
+        finding.at_least(Status::Crit)
+    } else {
+        finding
+    };
+    finding.hint(
+        "renew the certificate, replace ssl_cert_file and ssl_key_file, and reload: SELECT pg_reload_conf()",
+    )
 }
