@@ -19,6 +19,11 @@ mod words;
 
 pub use error::SecretError;
 
+/// Splits a command line into words, without a shell. `None` where a quote is not closed.
+pub(crate) fn split_words(line: &str) -> Option<Vec<String>> {
+    words::split(line).ok()
+}
+
 /// What is printed in place of a secret.
 const HIDDEN: &str = "***";
 

@@ -1,0 +1,170 @@
+//! The validated settings: what the rest of the program sees.
+//!
+//! Everything is optional in the file; what a section leaves out has its default here. Printed (serialised),
+//! secrets show as `***` or as the reference they were given as.
+
+use std::collections::BTreeMap;
+use std::path::PathBuf;
+use std::time::Duration;
+
+use serde::Serialize;
+use serde_json::Value;
+
+use crate::patroni::Patroni;
+use crate::problem::Origin;
+use crate::quantity::{serialize_duration, serialize_size};
+use crate::secret::SecretReference;
+
+mod checks;
+mod dump;
+mod repository;
+
+pub use checks::{Checks, CustomCheck, Probe, Threshold, ValueUnit};
+pub use dump::{Assertion, Counts, Dump, DumpFormat};
+pub use repository::{Codec, Compression, Encryption, Repository, Retention, Storage};
+
+pub(crate) use checks::read as read_checks;
+pub(crate) use dump::read as read_dump;
+pub(crate) use repository::read as read_repositories;
+
+/// Everything that the configuration says.
+#[derive(Debug, Clone, Default, Serialize)]
+pub struct Settings {
+    /// The file it was read from; none where flags and environment are all there is.
+    pub file: Option<PathBuf>,
+    /// This cluster's name in the repositories; by default Patroni's `scope`.
+    pub stanza: Option<String>,
+    /// Patroni's own sections, as PyYAML loads them.
+    #[serde(flatten)]
+    pub patroni: Patroni,
+    /// Where the local server is and how it is controlled.
+    pub server: Server,
+    /// Where dumps and backups are kept.
+    #[serde(rename = "repository")]
+    pub repositories: Vec<Repository>,
+    /// Physical backups.
+    pub backup: Backup,
+    /// Logical backups.
+    pub dump: Dump,
+    /// Health checks.
+    pub checks: Checks,
+    /// What `verify` expects to exist.
+    pub expect: Expect,
+    /// What the operator has promised.
+    pub targets: Targets,
+    /// Sections of ours that this version accepts and does not use yet.
+    #[serde(flatten)]
+    pub unused: BTreeMap<String, Value>,
+}
+
+impl Settings {
+    /// A repository by its name; without one the first. `None` where there is none.
+    pub fn repository(&self, name: Option<&str>) -> Option<&Repository> {
+        match name {
+            Some(name) => self
+                .repositories
+                .iter()
+                .find(|repository| repository.name == name),
+            None => self.repositories.first(),
+        }
+    }
+}
+
+/// Where the local server is and how it is controlled: keys of the section `postgresql`, those of Patroni
+/// and three of ours (`dsn`, `container`, `unit`).
+#[derive(Debug, Clone, Default, PartialEq, Eq, Serialize)]
+pub struct Server {
+    /// The data directory.
+    pub data_dir: Option<PathBuf>,
+    /// The directory of PostgreSQL's programs.
+    pub bin_dir: Option<PathBuf>,
+    /// How to connect, as a URI or key=value pairs.
+    pub dsn: Option<SecretReference>,
+    /// The Docker container that it runs in.
+    pub container: Option<String>,
+    /// The systemd unit that runs it.
+    pub unit: Option<String>,
+}
+
+/// How hard a physical backup asks the server to begin.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default, Serialize)]
+#[serde(rename_all = "lowercase")]
+pub enum Checkpoint {
+    /// At once.
+    #[default]
+    Fast,
+    /// Spread over checkpoint_completion_target.
+    Spread,
+}
+
+/// What lets a physical backup skip reading.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default, Serialize)]
+#[serde(rename_all = "lowercase")]
+pub enum ReadFilter {
+    /// The best that is safe.
+    #[default]
+    Auto,
+    /// Modification times.
+    Mtime,
+    /// WAL summaries.
+    Summaries,
+    /// Nothing: everything is read.
+    None,
+}
+
+/// Section `backup`.
+#[derive(Debug, Clone, Default, PartialEq, Eq, Serialize)]
+pub struct Backup {
+    /// How many cores to use; all by default.
+    pub jobs: Option<u32>,
+    /// How to begin.
+    pub checkpoint: Checkpoint,
+    /// When, as five fields of cron.
+    pub schedule: Option<String>,
+    /// Whether to read a standby's files.
+    pub from_standby: bool,
+    /// Configuration outside the data directory that goes along.
+    pub include: Vec<PathBuf>,
+    /// What lets it skip reading.
+    pub read_filter: ReadFilter,
+    /// The most that is read, in bytes a second.
+    #[serde(serialize_with = "serialize_size")]
+    pub rate_limit: Option<u64>,
+}
+
+/// Section `expect`.
+#[derive(Debug, Clone, Default, PartialEq, Eq, Serialize)]
+pub struct Expect {
+    /// Extensions: `pg_stat_statements`, `postgis>=3.4`.
+    pub extensions: Vec<String>,
+    /// Settings and the values that they should have.
+    pub settings: BTreeMap<String, String>,
+    /// Roles.
+    pub roles: Vec<String>,
+}
+
+/// Section `targets`.
+#[derive(Debug, Clone, Default, PartialEq, Eq, Serialize)]
+pub struct Targets {
+    /// How much work may be lost: the recovery point objective.
+    #[serde(serialize_with = "serialize_duration")]
+    pub rpo: Option<Duration>,
+    /// How long recovery may take: the recovery time objective.
+    #[serde(serialize_with = "serialize_duration")]
+    pub rto: Option<Duration>,
+}
+
+/// A value and where it was set, for messages about it later.
+#[derive(Debug, Clone, PartialEq)]
+pub struct Located<T> {
+    /// The value.
+    pub value: T,
+    /// Where it was set.
+    pub origin: Origin,
+}
+
+impl<T: Serialize> Serialize for Located<T> {
+    fn serialize<S: serde::Serializer>(&self, serializer: S) -> Result<S::Ok, S::Error> {
+        self.value.serialize(serializer)
+    }
+}
