@@ -18,9 +18,7 @@ pub(crate) fn run(arguments: &[String]) -> Result<()> {
         return Err(crate::Refusal(format!("lint takes no argument, not `{argument}`")).into());
     }
     let checks: [(&str, Check); 8] = [
-        ("formatting", || {
-            execute(cargo().args(["fmt", "--all", "--check"]))
-        }),
+        ("formatting", formatting),
         ("crate directions", || {
             report(&direction::check(&direction::packages(&metadata()?)))
         }),
