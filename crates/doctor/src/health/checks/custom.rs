@@ -102,7 +102,7 @@ pub fn checks(customs: Vec<CustomCheck>) -> Vec<Box<dyn Check>> {
                 id,
                 title,
                 limits,
-                custom,
+                wanted: custom,
             }) as Box<dyn Check>
         })
         .collect()
