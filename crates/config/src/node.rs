@@ -84,13 +84,13 @@ impl Node {
         let Content::Mapping(entries) = &mut self.content else {
             unreachable!("made a mapping just now");
         };
-        let at = match entries.iter().rposition(|(name, _)| name.text() == Some(key)) {
-            Some(at) => at,
-            None => {
+        let at = entries
+            .iter()
+            .rposition(|(name, _)| name.text() == Some(key))
+            .unwrap_or_else(|| {
                 entries.push((Self::scalar(origin.clone(), key), Self::mapping(origin.clone())));
                 entries.len() - 1
-            }
-        };
+            });
         &mut entries[at].1
     }
 
@@ -180,8 +180,7 @@ const DEEPEST: usize = 64;
 impl<'input> Reader<'input> {
     fn document(&mut self) -> Result<Node, Problem> {
         let mut root = None;
-        loop {
-            let Some((event, span)) = self.next()? else { break };
+        while let Some((event, span)) = self.next()? {
             match event {
                 Event::StreamStart | Event::DocumentStart(..) | Event::DocumentEnd => {}
                 Event::StreamEnd => break,
@@ -310,6 +309,8 @@ impl<'input> Reader<'input> {
 
 #[cfg(test)]
 mod tests {
+    use std::fmt::Write as _;
+
     use serde_json::json;
 
     use super::*;
@@ -358,7 +359,7 @@ mod tests {
         let mut text = "a0: &a0 [x,x,x,x,x,x,x,x,x,x]\n".to_owned();
         for level in 1..8 {
             let aliases = vec![format!("*a{}", level - 1); 10].join(",");
-            text.push_str(&format!("a{level}: &a{level} [{aliases}]\n"));
+            writeln!(text, "a{level}: &a{level} [{aliases}]").unwrap();
         }
         assert!(read(&text).unwrap_err().to_string().contains("multiply"));
         assert!(read(&"[".repeat(5000)).is_err());

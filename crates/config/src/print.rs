@@ -1,5 +1,7 @@
 //! Printing values as YAML that reads back as the same values.
 
+use std::fmt::Write as _;
+
 use serde_json::Value;
 
 use crate::scalar::Scalar;
@@ -23,13 +25,13 @@ fn block(value: &Value, depth: usize, text: &mut String) {
     match value {
         Value::Object(map) => {
             for (key, value) in map {
-                text.push_str(&format!("{indent}{}:", scalar(key)));
+                let _ = write!(text, "{indent}{}:", scalar(key));
                 after(value, depth, text);
             }
         }
         Value::Array(items) => {
             for item in items {
-                text.push_str(&format!("{indent}-"));
+                let _ = write!(text, "{indent}-");
                 match item {
                     Value::Object(map) if !map.is_empty() => {
                         let mut inner = String::new();
@@ -55,7 +57,7 @@ fn after(value: &Value, depth: usize, text: &mut String) {
         text.push('\n');
         block(value, depth + 1, text);
     } else {
-        text.push_str(&format!(" {}\n", inline(value)));
+        let _ = writeln!(text, " {}", inline(value));
     }
 }
 

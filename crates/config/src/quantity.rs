@@ -1,5 +1,6 @@
 //! Durations, sizes and shares as people write them: `14d`, `500ms`, `1GiB`, `100MB`, `70%`.
 
+use std::fmt::Write as _;
 use std::time::Duration;
 
 use serde::Serializer;
@@ -48,8 +49,9 @@ pub fn duration(text: &str) -> Option<Duration> {
     if parts == 0 {
         return None;
     }
-    // Rounded to whole microseconds: binary fractions of a day are not what was meant.
-    Duration::try_from_secs_f64((total * 1e6).round() / 1e6).ok()
+    // Whole microseconds: binary fractions of a day are not what was meant.
+    let microseconds = (total * 1e6).round();
+    (microseconds <= 9e18).then(|| Duration::from_micros(microseconds as u64))
 }
 
 /// Reads a size in bytes: a number and `B`, `kB`, `MB`, `GB`, `TB` or their `i` forms, all powers of 1024 as
@@ -90,7 +92,7 @@ pub fn duration_text(duration: Duration) -> String {
         ("us", 1),
     ] {
         if left >= size {
-            text.push_str(&format!("{}{unit}", left / size));
+            let _ = write!(text, "{}{unit}", left / size);
             left %= size;
         }
     }
@@ -100,13 +102,14 @@ pub fn duration_text(duration: Duration) -> String {
 /// A size in the largest unit that divides it, as [`size`] reads it.
 pub fn size_text(bytes: u64) -> String {
     for (unit, power) in [("TiB", 40), ("GiB", 30), ("MiB", 20), ("KiB", 10)] {
-        if bytes > 0 && bytes % (1 << power) == 0 {
+        if bytes > 0 && bytes.is_multiple_of(1 << power) {
             return format!("{}{unit}", bytes >> power);
         }
     }
     format!("{bytes}B")
 }
 
+#[expect(clippy::ref_option, reason = "serde's serialize_with asks for it")]
 pub(crate) fn serialize_duration<S: Serializer>(
     duration: &Option<Duration>,
     serializer: S,
@@ -117,6 +120,7 @@ pub(crate) fn serialize_duration<S: Serializer>(
     }
 }
 
+#[expect(clippy::ref_option, reason = "serde's serialize_with asks for it")]
 pub(crate) fn serialize_size<S: Serializer>(size: &Option<u64>, serializer: S) -> Result<S::Ok, S::Error> {
     match size {
         Some(size) => serializer.serialize_str(&size_text(*size)),

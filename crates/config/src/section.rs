@@ -75,10 +75,6 @@ impl<'a> Section<'a> {
         self.node.is_some()
     }
 
-    pub(crate) fn origin(&self) -> Option<Origin> {
-        self.node.map(|node| node.origin.clone())
-    }
-
     /// The keys and values, in the order of the file.
     pub(crate) fn entries(&self) -> &'a [(Node, Node)] {
         match self.node.map(|node| &node.content) {

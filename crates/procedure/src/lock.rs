@@ -50,8 +50,8 @@ impl Target {
     }
 
     /// Belongs to the cluster with this system identifier.
-    pub fn system_identifier(mut self, identifier: impl ToString) -> Self {
-        self.system_identifier = Some(identifier.to_string());
+    pub fn system_identifier(mut self, identifier: impl std::fmt::Display) -> Self {
+        self.system_identifier = Some(format!("{identifier}"));
         self
     }
 
@@ -314,7 +314,7 @@ mod tests {
         let target = Target::new("a directory");
         let first = locks.try_acquire(&target, "first").unwrap();
         let token = CancellationToken::new();
-        let second = locks.acquire(&target, "second", Duration::from_secs(60), &token);
+        let second = locks.acquire(&target, "second", Duration::from_mins(1), &token);
         let (second, ()) = tokio::join!(second, async {
             tokio::task::yield_now().await;
             drop(first);
@@ -322,7 +322,7 @@ mod tests {
         let _second = second.unwrap();
         token.cancel();
         let third = locks
-            .acquire(&target, "third", Duration::from_secs(60), &token)
+            .acquire(&target, "third", Duration::from_mins(1), &token)
             .await;
         assert!(matches!(third, Err(LockError::Held { .. })));
     }

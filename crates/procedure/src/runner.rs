@@ -461,12 +461,11 @@ impl Runner {
     ) -> Result<TargetLock, ProcedureError> {
         let target = procedure.target();
         let prepared;
-        let directories = match &self.locks {
-            Some(directories) => directories,
-            None => {
-                prepared = LockDirectories::prepare(self.state.path())?;
-                &prepared
-            }
+        let directories = if let Some(directories) = &self.locks {
+            directories
+        } else {
+            prepared = LockDirectories::prepare(self.state.path())?;
+            &prepared
         };
         directories
             .acquire(&target, title, patience, surroundings.cancellation)

@@ -73,7 +73,7 @@ fn a_missing_empty_or_strange_secret_file_is_an_error() {
         SecretReference::File(directory.path().to_path_buf()).resolve(),
         Err(SecretError::File { .. })
     ));
-    for content in [b"".as_slice(), b"\n", b"\xff\xfe", &[b'x'; 70_000]] {
+    for content in [b"".as_slice(), b"\n", b"\xff\xfe", &vec![b'x'; 70_000]] {
         fs::write(&path, content).unwrap();
         fs::set_permissions(&path, Permissions::from_mode(0o600)).unwrap();
         assert!(matches!(
@@ -122,7 +122,7 @@ fn a_hanging_command_is_killed() {
     let limit = Duration::from_millis(100);
     let error = resolve::command_within("sleep", &["600".to_owned()], limit).unwrap_err();
     assert!(matches!(error, SecretError::TimedOut { .. }), "{error}");
-    assert!(started.elapsed() < Duration::from_secs(300));
+    assert!(started.elapsed() < Duration::from_mins(5));
 }
 
 #[test]

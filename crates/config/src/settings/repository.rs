@@ -9,7 +9,7 @@ use crate::node::Content;
 use crate::problem::Problem;
 use crate::quantity::serialize_duration;
 use crate::secret::SecretReference;
-use crate::section::{Problems, Section};
+use crate::section::Section;
 
 /// One repository.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize)]
@@ -35,6 +35,10 @@ pub struct Repository {
 /// Where a repository is.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize)]
 #[serde(tag = "type", rename_all = "lowercase")]
+#[expect(
+    clippy::large_enum_variant,
+    reason = "there are a handful of them in the whole program"
+)]
 pub enum Storage {
     /// A directory.
     Local {

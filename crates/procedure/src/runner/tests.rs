@@ -1,5 +1,6 @@
 use std::collections::BTreeMap;
 use std::fs;
+use std::os::unix::process::ExitStatusExt;
 use std::path::Path;
 use std::process::{Command, Stdio};
 use std::sync::Arc;
@@ -35,7 +36,7 @@ impl KillAfter {
 fn kill_ourselves() {
     let process = rustix::process::getpid();
     rustix::process::kill_process(process, rustix::process::Signal::KILL).unwrap();
-    std::thread::sleep(Duration::from_secs(60));
+    std::thread::sleep(Duration::from_mins(1));
 }
 
 /// A procedure whose effects are files in one directory: it "stops" something, works on it, starts it.
@@ -614,44 +615,46 @@ async fn identifiers_are_found_by_their_beginning_if_only_one_fits() {
     ));
 }
 
+/// Has no steps.
+struct Nothing;
+#[async_trait]
+impl Procedure for Nothing {
+    fn kind(&self) -> &'static str {
+        "nothing"
+    }
+    fn parameters(&self) -> Value {
+        Value::Null
+    }
+    fn title(&self) -> String {
+        "do nothing".to_owned()
+    }
+    fn target(&self) -> Target {
+        Target::new("nothing")
+    }
+    async fn preflight(&self, _: &StepContext<'_>) -> Result<Vec<Problem>, StepError> {
+        Ok(Vec::new())
+    }
+    async fn plan(&self, _: &StepContext<'_>) -> Result<PlanDetails, StepError> {
+        Ok(PlanDetails::new())
+    }
+    fn question(&self, _: &Plan) -> Option<Question> {
+        Some(Question::yes_no("Sure?"))
+    }
+    fn steps(&self) -> Vec<Box<dyn Step>> {
+        Vec::new()
+    }
+    async fn verify(&self, context: &StepContext<'_>) -> Result<Vec<String>, StepError> {
+        context
+            .memory
+            .measured(Measurement::DataLoss("0 rows".to_owned()))?;
+        Ok(Vec::new())
+    }
+}
+
 #[tokio::test]
 async fn nothing_is_asked_when_everything_is_done_already() {
     let stage = Stage::new();
     stage.run().await.unwrap();
-    struct Nothing;
-    #[async_trait]
-    impl Procedure for Nothing {
-        fn kind(&self) -> &'static str {
-            "nothing"
-        }
-        fn parameters(&self) -> Value {
-            Value::Null
-        }
-        fn title(&self) -> String {
-            "do nothing".to_owned()
-        }
-        fn target(&self) -> Target {
-            Target::new("nothing")
-        }
-        async fn preflight(&self, _: &StepContext<'_>) -> Result<Vec<Problem>, StepError> {
-            Ok(Vec::new())
-        }
-        async fn plan(&self, _: &StepContext<'_>) -> Result<PlanDetails, StepError> {
-            Ok(PlanDetails::new())
-        }
-        fn question(&self, _: &Plan) -> Option<Question> {
-            Some(Question::yes_no("Sure?"))
-        }
-        fn steps(&self) -> Vec<Box<dyn Step>> {
-            Vec::new()
-        }
-        async fn verify(&self, context: &StepContext<'_>) -> Result<Vec<String>, StepError> {
-            context
-                .memory
-                .measured(Measurement::DataLoss("0 rows".to_owned()))?;
-            Ok(Vec::new())
-        }
-    }
     let never = Surroundings {
         confirm: &Never,
         ..stage.surroundings()
@@ -728,7 +731,6 @@ fn child(directory: &Path, environment: &BTreeMap<&str, String>) -> bool {
         .stdin(Stdio::null())
         .output()
         .unwrap();
-    use std::os::unix::process::ExitStatusExt;
     if output.status.signal() == Some(9) {
         return false;
     }
