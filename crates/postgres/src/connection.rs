@@ -10,6 +10,7 @@ mod establish;
 mod failure;
 mod observer;
 mod open;
+mod probe;
 mod socket;
 mod wire;
 
@@ -24,6 +25,7 @@ use std::sync::{Arc, Mutex, PoisonError};
 use tokio::task::JoinHandle;
 
 pub use crate::tls::TlsFacts;
+pub use probe::{ProbeError, served_certificates};
 
 /// Notices kept for [`Connection::notices`]; older ones are dropped.
 const MOST_NOTICES: usize = 1000;

@@ -14,6 +14,7 @@ mod rejection;
 mod verifier;
 
 use crate::connection::ConnectErrorKind;
+pub use crate::connection::{ProbeError, served_certificates};
 use crate::params::{CertificateMode, SslMode, SslNegotiation, TlsParameters, TlsVersion};
 use rejection::Rejection;
 use rustls::pki_types::{IpAddr, ServerName};

@@ -267,7 +267,10 @@ fn hint(attempt: &Attempt, parameters: &ConnectionParameters) -> Option<String> 
         Kind::TlsNotOffered => {
             "turn TLS on in the server (ssl = on), or connect without: sslmode=prefer".to_owned()
         }
-        Kind::TlsFailed => "see the server's log; ssl_min_protocol_version on both sides must allow TLS 1.2 or 1.3".to_owned(),
+        Kind::TlsFailed => {
+            "see the server's log; a server that wants a client certificate needs sslcert and sslkey, and both sides must allow TLS 1.2 or 1.3"
+                .to_owned()
+        },
         Kind::TargetSessionUnmet => format!(
             "target_session_attrs is {}: check which host is primary, or use any",
             parameters.target_session_attributes.as_str()

@@ -72,7 +72,7 @@ pub(super) async fn channel(
 }
 
 /// Asks for TLS (protocol documentation, "SSL Session Encryption").
-async fn server_offers_tls(socket: &mut Socket) -> Result<bool, Failure> {
+pub(super) async fn server_offers_tls(socket: &mut Socket) -> Result<bool, Failure> {
     // Length 8 and the code 80877103, which no protocol version can be.
     const SSL_REQUEST: [u8; 8] = [0, 0, 0, 8, 0x04, 0xd2, 0x16, 0x2f];
     let lost = |error: io::Error| match error.kind() {
