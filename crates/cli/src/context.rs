@@ -2,9 +2,10 @@
 //! and the token that a signal cancels.
 
 use std::path::PathBuf;
-use std::sync::Arc;
+use std::sync::{Arc, OnceLock};
 
 use clap::Args;
+use pgmahout_config::{Settings, Sources};
 use pgmahout_postgres::params::{ConnectionOptions, ConnectionParameters, Environment};
 use pgmahout_procedure::report::Reporter;
 use tokio_util::sync::CancellationToken;
@@ -117,6 +118,7 @@ pub(crate) struct Context {
     pub cancellation: CancellationToken,
     /// The process's environment, as libpq reads it.
     pub environment: Environment,
+    settings: OnceLock<Settings>,
 }
 
 impl Context {
@@ -128,15 +130,36 @@ impl Context {
             printer,
             cancellation: CancellationToken::new(),
             environment: Environment::current(),
+            settings: OnceLock::new(),
         }
     }
 
-    /// Resolves the connection options by libpq's rules.
+    /// The configuration file's settings, read at the first call; its warnings are printed then.
+    pub(crate) fn settings(&self) -> Result<&Settings, Failure> {
+        if let Some(settings) = self.settings.get() {
+            return Ok(settings);
+        }
+        let loaded = Settings::load(self.global.config.as_deref(), &Sources::of_process())?;
+        for warning in &loaded.warnings {
+            self.printer.warn(&warning.to_string());
+        }
+        Ok(self.settings.get_or_init(|| loaded.settings))
+    }
+
+    /// Resolves the connection options by libpq's rules; the configuration's `server.dsn` stands in where
+    /// neither the command line nor the environment says where the server is.
     pub(crate) fn connection(&self, args: &ConnectionArgs) -> Result<ConnectionParameters, Failure> {
-        Ok(ConnectionParameters::resolve(
-            &ConnectionOptions::from(args),
-            &self.environment,
-        )?)
+        let mut options = ConnectionOptions::from(args);
+        let says_where = options.dsn.is_some()
+            || options.host.is_some()
+            || options.port.is_some()
+            || ["PGHOST", "PGHOSTADDR", "PGPORT", "PGSERVICE"]
+                .iter()
+                .any(|name| std::env::var_os(name).is_some());
+        if !says_where && let Some(reference) = &self.settings()?.server.dsn {
+            options.dsn = Some(reference.resolve()?.expose().to_owned());
+        }
+        Ok(ConnectionParameters::resolve(&options, &self.environment)?)
     }
 
     /// Progress and messages for this terminal.

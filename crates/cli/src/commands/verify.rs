@@ -135,6 +135,11 @@ fn pooler(
         .map(|console| console.with_database(&parameters.database)))
 }
 
-fn expected(_context: &Context) -> Result<Expected, Failure> {
-    Ok(Expected::default())
+fn expected(context: &Context) -> Result<Expected, Failure> {
+    let expect = &context.settings()?.expect;
+    Ok(Expected {
+        extensions: expect.extensions.clone(),
+        settings: expect.settings.clone(),
+        roles: expect.roles.clone(),
+    })
 }

@@ -23,6 +23,8 @@ pub enum Probe {
         query: String,
         /// Where; `None`: the database of the connection.
         database: Option<String>,
+        /// A query whose rows are shown as evidence instead.
+        rows: Option<String>,
     },
     /// Looks whether tables exist, each `schema.table`.
     Tables {
@@ -30,13 +32,15 @@ pub enum Probe {
         names: Vec<String>,
         /// Where; `None`: the database of the connection.
         database: Option<String>,
+        /// Whether an empty one counts as missing.
+        not_empty: bool,
     },
     /// Asks a URL and expects a status; the value is the time that it took.
     Http {
         /// `http://` or `https://`.
         url: String,
-        /// The status expected.
-        status: u16,
+        /// The status expected; `None`: any of 2xx.
+        status: Option<u16>,
         /// A text that the answer must contain.
         contains: Option<String>,
     },
@@ -141,10 +145,19 @@ impl Check for Custom {
         let thresholds = context.limit(&self.id);
         let work = async {
             match &self.wanted.probe {
-                Probe::Sql { query, database } => {
-                    self.sql(context, query, database.as_deref(), thresholds).await
+                Probe::Sql {
+                    query,
+                    database,
+                    rows,
+                } => {
+                    self.sql(context, query, database.as_deref(), rows.as_deref(), thresholds)
+                        .await
                 }
-                Probe::Tables { names, database } => tables(context, names, database.as_deref()).await,
+                Probe::Tables {
+                    names,
+                    database,
+                    not_empty,
+                } => tables(context, names, database.as_deref(), *not_empty).await,
                 Probe::Http {
                     url,
                     status,
@@ -184,9 +197,10 @@ impl Custom {
         context: &Context,
         query: &str,
         database: Option<&str>,
+        rows: Option<&str>,
         thresholds: Option<Thresholds>,
     ) -> Result<Finding, Failure> {
-        let query = query.trim().trim_end_matches(';');
+        let query = bare(query);
         let answer: Vec<Map<String, Value>> = context.sessions().lease(database).await?.rows(query).await?;
         let value = answer.first().and_then(|row| row.values().next());
         let Some(value) = value else {
@@ -207,26 +221,19 @@ impl Custom {
         let measure = Measure::new(number, self.wanted.unit);
         let columns: Vec<String> = answer[0].keys().cloned().collect();
         let evidence = format!("{} = {measure}", columns.first().map_or("value", String::as_str));
-        let mut finding = Finding::judged(measure, thresholds, evidence);
-        if answer.len() > 1 || columns.len() > 1 {
-            let rows = answer
-                .iter()
-                .take(Rows::MOST)
-                .map(|row| row.values().map(plain_text).collect())
-                .collect();
-            finding = finding.rows(Rows {
-                columns,
-                rows,
-                total: answer.len(),
-            });
-        }
-        Ok(finding)
+        let finding = Finding::judged(measure, thresholds, evidence);
+        let answer = match rows {
+            Some(rows) => context.sessions().lease(database).await?.rows(bare(rows)).await?,
+            None if answer.len() > 1 || columns.len() > 1 => answer,
+            None => return Ok(finding),
+        };
+        Ok(finding.rows(table(&answer)))
     }
 
     async fn http(
         &self,
         url: &str,
-        status: u16,
+        status: Option<u16>,
         contains: Option<&str>,
         thresholds: Option<Thresholds>,
     ) -> Finding {
@@ -245,8 +252,9 @@ impl Custom {
             }
         };
         let got = answer.status().as_u16();
-        if got != status {
-            return Finding::crit(format!("{url} answered {got} instead of {status}"));
+        if status.map_or(!answer.status().is_success(), |status| status != got) {
+            let wanted = status.map_or_else(|| "2xx".to_owned(), |status| status.to_string());
+            return Finding::crit(format!("{url} answered {got} instead of {wanted}"));
         }
         if let Some(wanted) = contains {
             match answer.text().await {
@@ -264,6 +272,26 @@ impl Custom {
     }
 }
 
+/// A query as it stands within another one.
+fn bare(query: &str) -> &str {
+    query.trim().trim_end_matches(';')
+}
+
+fn table(answer: &[Map<String, Value>]) -> Rows {
+    Rows {
+        columns: answer
+            .first()
+            .map(|row| row.keys().cloned().collect())
+            .unwrap_or_default(),
+        rows: answer
+            .iter()
+            .take(Rows::MOST)
+            .map(|row| row.values().map(plain_text).collect())
+            .collect(),
+        total: answer.len(),
+    }
+}
+
 fn plain_text(value: &Value) -> String {
     match value {
         Value::String(text) => text.clone(),
@@ -272,10 +300,21 @@ fn plain_text(value: &Value) -> String {
     }
 }
 
-async fn tables(context: &Context, names: &[String], database: Option<&str>) -> Result<Finding, Failure> {
+async fn tables(
+    context: &Context,
+    names: &[String],
+    database: Option<&str>,
+    not_empty: bool,
+) -> Result<Finding, Failure> {
     #[derive(Deserialize)]
-    struct Missing {
+    struct Table {
         name: String,
+        /// As SQL needs it; none where there is no such table.
+        quoted: Option<String>,
+    }
+    #[derive(Deserialize)]
+    struct Filled {
+        filled: bool,
     }
     let list: Vec<String> = names
         .iter()
@@ -284,20 +323,32 @@ async fn tables(context: &Context, names: &[String], database: Option<&str>) -> 
     if list.is_empty() {
         return Ok(Finding::unknown("the configuration names no table", None));
     }
-    let missing: Vec<Missing> = context
-        .sessions()
-        .lease(database)
-        .await?
+    let mut lease = context.sessions().lease(database).await?;
+    let tables: Vec<Table> = lease
         .rows(&format!(
-            "SELECT name FROM unnest(ARRAY[{}]::text[]) AS name WHERE to_regclass(name) IS NULL",
+            "SELECT name, to_regclass(name)::text AS quoted FROM unnest(ARRAY[{}]::text[]) AS name",
             list.join(", ")
         ))
         .await?;
+    let mut missing = Vec::new();
+    for table in tables {
+        match table.quoted {
+            None => missing.push(table.name),
+            Some(quoted) if not_empty => {
+                let answer: Vec<Filled> = lease
+                    .rows(&format!("SELECT EXISTS (SELECT FROM {quoted}) AS filled"))
+                    .await?;
+                if !answer.first().is_some_and(|answer| answer.filled) {
+                    missing.push(format!("{} (empty)", table.name));
+                }
+            }
+            Some(_) => {}
+        }
+    }
     let count = Measure::count(i64::try_from(missing.len()).unwrap_or(i64::MAX));
     if missing.is_empty() {
         return Ok(Finding::ok(format!("all {} tables exist", names.len())).measured(count));
     }
-    let missing: Vec<String> = missing.into_iter().map(|row| row.name).collect();
     Ok(Finding::crit(format!("missing: {}", missing.join(", ")))
         .measured(count)
         .hint("restore them from a dump: pgmahout dump list, then pgmahout dump restore FILE --table NAME"))
