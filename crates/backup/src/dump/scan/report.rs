@@ -73,8 +73,10 @@ pub struct Section {
     pub extensions: BTreeSet<String>,
     /// Schemas that it creates.
     pub schemas: BTreeSet<String>,
-    /// Roles that must exist: owners, and those who are given rights.
-    pub roles: BTreeSet<String>,
+    /// Roles that own something.
+    pub owners: BTreeSet<String>,
+    /// Roles that are given rights, or whose rights are set.
+    pub grantees: BTreeSet<String>,
     /// Roles that it creates itself.
     pub roles_created: BTreeSet<String>,
     /// Databases that it creates or drops.
@@ -383,11 +385,11 @@ fn look_at(section: &mut Section, statement: &Statement<'_>) {
         ("grant", _) => roles_after(&tokens, "to", section),
         ("set", "session") if word(2) == "authorization" => {
             if let Some(role) = tokens.get(3).and_then(|token| role_name(token)) {
-                section.roles.insert(role);
+                section.owners.insert(role);
             }
         }
         ("set", "role") => section
-            .roles
+            .owners
             .extend(tokens.get(2).and_then(|token| role_name(token))),
         ("set", "client_encoding") => {
             if let Some(encoding) = names::client_encoding_setting(statement.head) {
@@ -431,7 +433,7 @@ fn look_at(section: &mut Section, statement: &Statement<'_>) {
 /// `ALTER ... OWNER TO role;`
 fn owner_after(tokens: &[&[u8]], section: &mut Section) {
     if let Some(index) = owner_index(tokens) {
-        section.roles.extend(role_name(tokens[index]));
+        section.owners.extend(role_name(tokens[index]));
     }
 }
 
@@ -471,7 +473,7 @@ fn roles_after(tokens: &[&[u8]], keyword: &str, section: &mut Section) {
     };
     let mut rest = tokens[index + 1..].iter();
     while let Some(token) = rest.next() {
-        section.roles.extend(role_name(token));
+        section.grantees.extend(role_name(token));
         if rest.next() != Some(&&b","[..]) {
             return;
         }

@@ -118,10 +118,8 @@ fn a_dump_is_read_with_its_versions_rows_and_needs() {
     assert_eq!(section.program_version.as_deref(), Some("18.6"));
     assert_eq!(section.encoding.as_deref(), Some("UTF8"));
     assert_eq!(section.tables[&TableName::new("shop", "customers")], 2);
-    assert_eq!(
-        section.roles.iter().map(String::as_str).collect::<Vec<_>>(),
-        ["Odd Role", "alice", "bob"]
-    );
+    assert_eq!(section.owners, ["alice".to_owned()].into());
+    assert_eq!(section.grantees, ["Odd Role".to_owned(), "bob".to_owned()].into());
     assert_eq!(
         section.schemas.iter().map(String::as_str).collect::<Vec<_>>(),
         ["shop"]
