@@ -28,6 +28,8 @@ mod name;
 mod object;
 mod s3;
 mod settings;
+#[cfg(test)]
+mod tests;
 
 use std::sync::Arc;
 

@@ -2,7 +2,8 @@
 //!
 //! Each block but the last ends with an empty stored block (zlib's sync flush), which brings it to a byte
 //! border; the last ends the deflate stream. A block starts with the 32 KiB before it as dictionary, so that
-//! the ratio is that of one stream. The parts' CRC-32 values are combined.
+//! the ratio is that of one stream. A block that does not shrink is stored. The parts' CRC-32 values are
+//! combined.
 
 use std::io;
 
@@ -12,6 +13,8 @@ use super::blocks::{Block, BlockEncoder, BlockFormat};
 
 const BLOCK_LENGTH: usize = 1024 * 1024;
 const WINDOW: usize = 32 * 1024;
+/// The most bytes of a stored block (RFC 1951 section 3.2.4).
+const LONGEST_STORED: usize = 65_535;
 
 pub(super) struct Gzip {
     level: u8,
@@ -90,6 +93,7 @@ impl BlockEncoder for Deflate {
         } else {
             FlushCompress::Sync
         };
+        let start = output.len();
         output.reserve(block.input.len() / 2 + 64);
         loop {
             if output.capacity() - output.len() < 64 {
@@ -107,8 +111,25 @@ impl BlockEncoder for Deflate {
                 Status::Ok | Status::BufError => !block.last && all_taken && output.len() < output.capacity(),
             };
             if done {
-                return Ok(crc32fast::hash(&block.input));
+                break;
             }
         }
+        if output.len() - start > block.input.len() + block.input.len() / LONGEST_STORED * 5 + 64 {
+            output.truncate(start);
+            store(block, output);
+        }
+        Ok(crc32fast::hash(&block.input))
+    }
+}
+
+/// The block as it is: stored deflate blocks, which begin and end at byte borders.
+fn store(block: &Block, output: &mut Vec<u8>) {
+    let mut pieces = block.input.chunks(LONGEST_STORED).peekable();
+    while let Some(piece) = pieces.next() {
+        let length = piece.len() as u16;
+        output.push(u8::from(block.last && pieces.peek().is_none()));
+        output.extend_from_slice(&length.to_le_bytes());
+        output.extend_from_slice(&(!length).to_le_bytes());
+        output.extend_from_slice(piece);
     }
 }

@@ -2,8 +2,6 @@
 
 use std::io::{self, Read};
 
-use zeroize::Zeroizing;
-
 use super::frame::{FRAME_HEADER_LENGTH, FrameCipher, FrameHeader};
 use super::header::{Header, read_up_to};
 use super::{Context, Key, Keyring, SealError, TAG_LENGTH};
@@ -25,7 +23,7 @@ pub(super) struct Frames {
     index: u64,
     offset: u64,
     /// The current frame: header, then plaintext.
-    pub(super) plaintext: Zeroizing<Vec<u8>>,
+    pub(super) plaintext: Vec<u8>,
     pub(super) ended: bool,
     failed: bool,
 }
@@ -70,7 +68,7 @@ impl Frames {
             largest: header.frame_length(),
             index: 0,
             offset: header.length(),
-            plaintext: Zeroizing::new(Vec::new()),
+            plaintext: Vec::new(),
             ended: false,
             failed: false,
         })

@@ -2,8 +2,6 @@
 
 use std::io::{self, Write};
 
-use zeroize::Zeroizing;
-
 use super::frame::{FrameCipher, FrameHeader};
 use super::header::{FRAME_LENGTH, encode, new_object_key, new_preamble};
 use super::{Context, Keyring, SealError};
@@ -15,7 +13,7 @@ pub struct Sealer<W: Write> {
     inner: W,
     cipher: FrameCipher,
     /// Plaintext of the current frame.
-    frame: Zeroizing<Vec<u8>>,
+    frame: Vec<u8>,
     index: u64,
     failed: bool,
 }
@@ -34,7 +32,7 @@ impl<W: Write> Sealer<W> {
         let header = encode(&preamble, keyring, &key)?;
         let cipher = FrameCipher::new(&key, &preamble)?;
         inner.write_all(&header).map_err(SealError::from_io)?;
-        let frame = Zeroizing::new(Vec::with_capacity(FRAME_LENGTH as usize));
+        let frame = Vec::with_capacity(FRAME_LENGTH as usize);
         Ok(Self {
             inner,
             cipher,
