@@ -1,4 +1,7 @@
 //! `initdb` once per binary and options; every server starts from a copy.
+//!
+//! The cached clusters are made anew every few days, because machines clear files that nobody touches
+//! out of the temporary directory.
 
 use std::collections::hash_map::DefaultHasher;
 use std::fs::File;
@@ -6,9 +9,12 @@ use std::hash::{Hash, Hasher};
 use std::os::unix::fs::MetadataExt;
 use std::path::{Path, PathBuf};
 use std::process::Stdio;
+use std::time::{Duration, SystemTime, UNIX_EPOCH};
 
 use crate::account::Account;
 use crate::sandbox::{Sandbox, shared_directory};
+
+const RENEWAL: Duration = Duration::from_hours(4 * 24);
 
 /// Arguments of `initdb` beside the directory.
 pub(super) struct Options<'a> {
@@ -58,6 +64,7 @@ impl Options<'_> {
         let lock = File::create(cache.join(format!("{key}.lock"))).expect("the cache is writable");
         lock.lock().expect("flock works on the temporary directory");
         if !template.is_dir() {
+            remove_old(&cache);
             let partial = cache.join(format!("{key}.partial"));
             let _ = std::fs::remove_dir_all(&partial);
             std::fs::create_dir(&partial).expect("the cache is writable");
@@ -72,8 +79,11 @@ impl Options<'_> {
         let postgres = self.bin_dir.join("postgres");
         let metadata = std::fs::metadata(&postgres)
             .unwrap_or_else(|error| panic!("cannot look at {}: {error}", postgres.display()));
+        let now = SystemTime::now().duration_since(UNIX_EPOCH).unwrap_or_default();
+        let period = now.as_secs() / RENEWAL.as_secs();
         let mut hasher = DefaultHasher::new();
         (
+            period,
             postgres,
             metadata.mtime(),
             metadata.len(),
@@ -82,6 +92,19 @@ impl Options<'_> {
         )
             .hash(&mut hasher);
         format!("{:016x}", hasher.finish())
+    }
+}
+
+/// Removes clusters that no period in use names any more.
+fn remove_old(cache: &Path) {
+    let Ok(entries) = std::fs::read_dir(cache) else {
+        return;
+    };
+    for entry in entries.flatten() {
+        let made = entry.metadata().and_then(|metadata| metadata.modified());
+        if made.is_ok_and(|made| made.elapsed().is_ok_and(|age| age > 2 * RENEWAL)) {
+            let _ = std::fs::remove_dir_all(entry.path());
+        }
     }
 }
 
