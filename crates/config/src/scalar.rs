@@ -236,9 +236,7 @@ mod tests {
                 (Scalar::Int(found), "int") => found.to_string() == value,
                 (Scalar::Float(found), "float") => {
                     let expected: f64 = value.parse().unwrap();
-                    (found.is_nan() && expected.is_nan())
-                        || (found - expected).abs() == 0.0
-                        || *found == expected
+                    (found.is_nan() && expected.is_nan()) || found.to_bits() == expected.to_bits()
                 }
                 (Scalar::Str(found), "str") => serde_json::from_str::<String>(value).unwrap() == *found,
                 _ => false,

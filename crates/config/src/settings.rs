@@ -68,6 +68,39 @@ impl Settings {
             None => self.repositories.first(),
         }
     }
+
+    /// Every secret that the configuration refers to, with the name of its key.
+    pub fn secrets(&self) -> Vec<(String, &SecretReference)> {
+        let mut secrets: Vec<(String, Option<&SecretReference>)> = Vec::new();
+        let mut add = |key: String, reference| secrets.push((key, reference));
+        add("postgresql.dsn".to_owned(), self.server.dsn.as_ref());
+        for (at, repository) in self.repositories.iter().enumerate() {
+            let key = |name: &str| format!("repository[{at}].{name}");
+            if let Some(encryption) = &repository.encryption {
+                add(key("encryption"), encryption.reference());
+            }
+            if let Storage::S3 {
+                access_key,
+                secret_key,
+                session_token,
+                ..
+            } = &repository.storage
+            {
+                add(key("access_key"), access_key.as_ref());
+                add(key("secret_key"), secret_key.as_ref());
+                add(key("session_token"), session_token.as_ref());
+            }
+        }
+        add(
+            "dump.encryption".to_owned(),
+            self.dump.encryption.as_ref().and_then(Encryption::reference),
+        );
+        add("checks.pgbouncer".to_owned(), self.checks.pgbouncer.as_ref());
+        secrets
+            .into_iter()
+            .filter_map(|(key, reference)| Some((key, reference?)))
+            .collect()
+    }
 }
 
 /// Where the local server is and how it is controlled: keys of the section `postgresql`, those of Patroni

@@ -31,6 +31,7 @@ mod who;
 pub use context::{Measurement, Memory, StepContext};
 pub use definition::{Check, Problem, Procedure, Step};
 pub use error::{Cause, ProcedureError, StepError};
+pub use lock::Target;
 pub use plan::{Fact, Plan, PlanDetails, PlannedStep};
 pub use registry::Registry;
 pub use runner::{Ended, Report, RunOptions, Runner, StepReport, StepResult, Surroundings};

@@ -151,6 +151,16 @@ pub enum Encryption {
     Command(SecretReference),
 }
 
+impl Encryption {
+    /// The secret, unless it is a key file.
+    pub fn reference(&self) -> Option<&SecretReference> {
+        match self {
+            Self::Passphrase(reference) | Self::Command(reference) => Some(reference),
+            Self::KeyFile(_) => None,
+        }
+    }
+}
+
 /// What `expire` keeps. Rules add up: what any of them keeps, stays.
 #[derive(Debug, Clone, Default, PartialEq, Eq, Serialize)]
 pub struct Retention {
