@@ -109,6 +109,12 @@ pub enum DumpError {
     /// The user or a signal stopped it.
     #[error("the dump was interrupted; nothing was left behind")]
     Interrupted,
+    /// The user or a signal stopped `dump expire` in between.
+    #[error("interrupted after {removed} were removed; the others were kept")]
+    ExpireInterrupted {
+        /// How many dumps and bundles are gone.
+        removed: usize,
+    },
     /// The user or a signal stopped `--all-databases` in between.
     #[error("the dump was interrupted; the complete dumps of other databases were kept: {}", .kept.join(", "))]
     InterruptedAfter {
@@ -302,6 +308,7 @@ impl Diagnose for DumpError {
                  these databases one by one"
                     .to_owned(),
             ),
+            Self::ExpireInterrupted { .. } => Some("run the command again to remove the rest".to_owned()),
             Self::Interrupted | Self::InterruptedAfter { .. } => {
                 Some("run the command again to make the dump".to_owned())
             }
@@ -323,7 +330,9 @@ impl Diagnose for DumpError {
             Self::Connect(error) => error.outcome(),
             Self::Durable(error) => error.outcome(),
             Self::Store(error) => error.outcome(),
-            Self::Interrupted | Self::InterruptedAfter { .. } => Outcome::Interrupted,
+            Self::Interrupted | Self::InterruptedAfter { .. } | Self::ExpireInterrupted { .. } => {
+                Outcome::Interrupted
+            }
             _ => Outcome::Failed,
         }
     }

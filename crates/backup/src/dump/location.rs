@@ -173,7 +173,11 @@ impl Place {
     ///
     /// # Errors
     /// When it is missing or cannot be opened.
-    pub async fn open(&self, name: &str) -> Result<Box<dyn Read + Send>, DumpError> {
+    pub async fn open(
+        &self,
+        name: &str,
+        cancellation: &CancellationToken,
+    ) -> Result<Box<dyn Read + Send>, DumpError> {
         match self {
             Self::Directory(directory) => {
                 let path = directory.join(name);
@@ -181,8 +185,7 @@ impl Place {
                 Ok(Box::new(file))
             }
             Self::Repository(repository) => Ok(Box::new(
-                repository
-                    .reader(&object(name), &CancellationToken::new())
+                repository.reader(&object(name), cancellation)
                     .await?,
             )),
         }
@@ -384,7 +387,11 @@ pub(crate) enum Written {
 impl Written {
     /// What was written, from where it is stored: dropped from the page cache first, so that the disk has to
     /// answer, as far as the system lets us.
-    pub(crate) async fn read_back(&self, place: &Place) -> Result<Box<dyn Read + Send>, DumpError> {
+    pub(crate) async fn read_back(
+        &self,
+        place: &Place,
+        cancellation: &CancellationToken,
+    ) -> Result<Box<dyn Read + Send>, DumpError> {
         match self {
             Self::File { file, .. } => {
                 let reader = File::open(file.temporary_path())
@@ -394,7 +401,7 @@ impl Written {
                 let _ = rustix::fs::fadvise(&reader, 0, None, rustix::fs::Advice::Sequential);
                 Ok(Box::new(reader))
             }
-            Self::Object { name } => place.open(name).await,
+            Self::Object { name } => place.open(name, cancellation).await,
         }
     }
 

@@ -330,7 +330,7 @@ impl Making<'_> {
     }
 
     async fn read_back(&self, passed: &Passed, written: &Written, look: Look) -> Result<(), DumpError> {
-        let reader = written.read_back(self.place).await?;
+        let reader = written.read_back(self.place, self.cancellation).await?;
         let progress = self.start(format!("reading back {}", self.name), Some(passed.content.bytes));
         let treatment = self.treatment.clone();
         let passed = *passed;

@@ -39,7 +39,8 @@ pub(super) struct Program {
 pub(super) struct Running {
     name: &'static str,
     child: Child,
-    stderr: JoinHandle<Vec<String>>,
+    stderr: JoinHandle<Said>,
+    reporter: Arc<dyn Reporter>,
 }
 
 impl Running {
@@ -75,11 +76,7 @@ impl Running {
         })?;
         let stderr = child.stderr.take().expect("stderr was piped");
         let stderr = tokio::spawn(relay(program.name, stderr, Arc::clone(reporter)));
-        Ok(Self {
-            name: program.name,
-            child,
-            stderr,
-        })
+        Ok(Self { name: program.name, child, stderr, reporter: Arc::clone(reporter) })
     }
 
     /// The program's output, as a blocking file with a large pipe buffer. Once.
@@ -137,27 +134,26 @@ impl Running {
 
     /// The error of a failed status, with the last lines of stderr; nothing for success.
     pub(super) async fn check(self, status: ExitStatus) -> Result<(), DumpError> {
-        let lines = self.stderr.await.unwrap_or_default();
-        if status.success() {
-            return Ok(());
+        let said = self.stderr.await.unwrap_or_default();
+        if !status.success() {
+            return Err(DumpError::Program { program: self.name.to_owned(), status, stderr: said.lines });
         }
-        Err(DumpError::Program {
-            program: self.name.to_owned(),
-            status,
-            stderr: lines,
-        })
+        if said.failing {
+            for line in said.lines {
+                self.reporter.message(Level::Warning, &line);
+            }
+        }
+        Ok(())
     }
 }
 
-/// Shows each line and keeps the last ones.
-async fn relay(
-    name: &'static str,
-    stderr: impl AsyncRead + Unpin,
-    reporter: Arc<dyn Reporter>,
-) -> Vec<String> {
+/// Shows each line and keeps the last ones. From the first error on they are only kept: they are shown in
+/// the error of the whole, or by [`Running::check`] if the status says success all the same.
+async fn relay(name: &'static str, stderr: impl AsyncRead + Unpin, reporter: Arc<dyn Reporter>) -> Said {
     let mut kept = VecDeque::new();
     let mut reader = BufReader::new(stderr);
     let mut line = Vec::new();
+    let mut failing = false;
     while let Ok(count) = reader.read_until(b'\n', &mut line).await {
         if count == 0 {
             break;
@@ -167,23 +163,30 @@ async fn relay(
         if text.is_empty() {
             continue;
         }
-        let shown = if text.starts_with(name) {
-            text.clone()
-        } else {
-            format!("{name}: {text}")
-        };
-        let level = if is_chatter(&text) {
-            Level::Detail
-        } else {
-            Level::Warning
-        };
-        reporter.message(level, &shown);
+        failing |= text.contains(": error: ") || text.contains(": fatal: ");
+        if !failing {
+            let shown = if text.starts_with(name) { text.clone() } else { format!("{name}: {text}") };
+            let level = if is_chatter(&text) { Level::Detail } else { Level::Warning };
+            reporter.message(level, &shown);
+        }
         if kept.len() == KEPT_LINES {
             kept.pop_front();
         }
         kept.push_back(text);
     }
-    kept.into()
+    Said {
+        lines: kept.into(),
+        failing,
+    }
+}
+
+/// What a program said.
+#[derive(Default)]
+struct Said {
+    /// The last lines.
+    lines: Vec<String>,
+    /// Whether an error was among all of them.
+    failing: bool,
 }
 
 /// What `--verbose` adds is only of interest to who asked for it.
