@@ -25,6 +25,7 @@ mod settings;
 mod slots;
 mod standby;
 pub mod survey;
+pub mod tls;
 mod transactions;
 mod vacuum;
 mod wal;
@@ -68,6 +69,7 @@ pub fn standard() -> Vec<Box<dyn Check>> {
     .map(|question| Box::new(question) as Box<dyn Check>)
     .collect();
     checks.extend(disk::checks());
+    checks.extend(tls::checks());
     checks.extend(host::checks());
     checks
 }

@@ -310,9 +310,9 @@ fn clients(state: &State, context: &Context) -> Finding {
         .get("max_client_conn")
         .and_then(|text| text.parse().ok())
         .unwrap_or(0.0);
-    let used: f64 = pools(state)
-        .map(|row| number(row, "cl_active") + number(row, "cl_waiting"))
-        .sum();
+    let used = pools(state).fold(0.0, |sum, row| {
+        sum + number(row, "cl_active") + number(row, "cl_waiting")
+    });
     let share = if most > 0.0 { used / most } else { 0.0 };
     Finding::judged(
         Measure::ratio(share),
