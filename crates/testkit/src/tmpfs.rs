@@ -77,4 +77,26 @@ mod tests {
         drop(small);
         assert!(!path.exists());
     }
+
+    #[tokio::test]
+    async fn a_server_on_a_full_tmpfs_says_so() {
+        use crate::postgres::{Major, Postgres};
+        let Ok(small) = Tmpfs::new(120 << 20) else { return };
+        let server = Postgres::builder(Major::V15)
+            .data_parent(small.path())
+            .start()
+            .await;
+        assert!(server.data_dir().starts_with(small.path()));
+        small.fill(1 << 20);
+        let client = server.client("postgres").await;
+        let filling = "CREATE TABLE t AS SELECT repeat(i::text, 100) FROM generate_series(1, 50000) i";
+        let error = client.batch_execute(filling).await.unwrap_err();
+        let message = error
+            .as_db_error()
+            .map_or_else(|| server.log(), |error| error.message().to_owned());
+        assert!(message.contains("No space left on device") || server.log().contains("No space left"));
+        let pid = server.pid();
+        drop(server);
+        assert!(!crate::processes::is_running(pid));
+    }
 }
