@@ -246,6 +246,7 @@ fn settings() -> Vec<(String, String)> {
         ("archive_mode", "on"),
         ("archive_command", "true"),
         ("synchronous_commit", "on"),
+        ("fsync", "on"),
     ]
     .map(|(key, value)| (key.to_owned(), value.to_owned()))
     .to_vec()
