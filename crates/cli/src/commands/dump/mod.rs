@@ -1,13 +1,42 @@
 //! `pgmahout dump`.
 
+mod create;
+mod expire;
+mod keys;
+mod list;
+mod place;
+mod restore;
+mod show;
+
+use pgmahout_config::Settings;
+
 use crate::ExitStatus;
 use crate::context::Context;
 use crate::failure::Failure;
 
-/// Logical backups.
-#[derive(Debug, clap::Subcommand)]
-pub(crate) enum Command {}
+pub(crate) use place::{KeyArgs, RepoArgs as PlaceArgs};
 
-pub(crate) async fn run(command: Command, _context: &Context) -> Result<ExitStatus, Failure> {
-    match command {}
+/// Logical backups: make, list, restore, copy, test and expire dumps.
+#[derive(Debug, clap::Subcommand)]
+pub(crate) enum Command {
+    Create(Box<create::Args>),
+    List(list::Args),
+    Show(show::Args),
+    Expire(expire::Args),
+    Restore(Box<restore::Args>),
+}
+
+pub(crate) async fn run(command: Command, context: &Context) -> Result<ExitStatus, Failure> {
+    match command {
+        Command::Create(args) => create::run(*args, context).await,
+        Command::List(args) => list::run(args, context).await,
+        Command::Show(args) => show::run(args, context).await,
+        Command::Expire(args) => expire::run(args, context).await,
+        Command::Restore(args) => restore::run(*args, context).await,
+    }
+}
+
+/// The configuration.
+pub(crate) fn settings(context: &Context) -> Result<Settings, Failure> {
+    Ok(context.settings()?.clone())
 }
