@@ -15,6 +15,7 @@ use s3s::service::{S3Service, S3ServiceBuilder};
 use tokio::runtime::Runtime;
 
 use crate::proxy::{listen, runtime};
+use crate::sandbox::Sandbox;
 use fault::{Answer, Faults};
 pub use fault::{Fault, Rule};
 
@@ -26,7 +27,8 @@ const SECRET_KEY: &str = "testkit/secret+key";
 #[derive(Debug)]
 pub struct S3Server {
     address: SocketAddr,
-    directory: tempfile::TempDir,
+    root: PathBuf,
+    _sandbox: Sandbox,
     shared: Arc<Shared>,
     runtime: Option<Runtime>,
 }
@@ -40,15 +42,13 @@ struct Shared {
 impl S3Server {
     /// Starts a server.
     pub fn start() -> Self {
-        let directory = tempfile::Builder::new()
-            .prefix("pgmahout-test-s3-")
-            .tempdir()
-            .expect("the temporary directory is writable");
-        std::fs::create_dir(directory.path().join(BUCKET)).expect("the directory is new");
+        let sandbox = Sandbox::new();
+        let root = sandbox.directory("s3");
+        std::fs::create_dir(root.join(BUCKET)).expect("the directory is new");
         let runtime = runtime("s3");
         let (listener, address) = listen(&runtime);
         let mut builder =
-            S3ServiceBuilder::new(s3s_fs::FileSystem::new(directory.path()).expect("the directory exists"));
+            S3ServiceBuilder::new(s3s_fs::FileSystem::new(&root).expect("the directory exists"));
         builder.set_auth(SimpleAuth::from_single(ACCESS_KEY, SECRET_KEY));
         let service = builder.build();
         let shared = Arc::new(Shared::default());
@@ -67,7 +67,8 @@ impl S3Server {
         });
         Self {
             address,
-            directory,
+            root,
+            _sandbox: sandbox,
             shared,
             runtime: Some(runtime),
         }
@@ -105,7 +106,7 @@ impl S3Server {
 
     /// Where the bucket's objects lie as files, to be damaged.
     pub fn directory(&self) -> PathBuf {
-        self.directory.path().join(BUCKET)
+        self.root.join(BUCKET)
     }
 
     /// Keys of the bucket's objects, sorted; unfinished uploads are no objects.
