@@ -2,10 +2,10 @@
 //!
 //! # Trying again
 //!
-//! There are three clients that differ in patience. Reading, and writing in one piece with [`PutMode::Create`],
-//! use one that never repeats a request by itself, because we do it here: a range goes on where it broke off,
-//! and a create whose answer was lost is decided by reading back. Parts of uploads use one that repeats (5xx,
-//! 429, lost connections, time-outs) with jitter for as long as [`Patience::retry`] says. Questions (`head`,
+//! There are clients of three kinds of patience. Reading, creating and completing an upload use one that
+//! never repeats a request by itself, because we do it here: a range goes on where it broke off, and a create
+//! or completion whose answer was lost is decided by looking. Parts of uploads use one that repeats (5xx, 429,
+//! lost connections, time-outs) with jitter for as long as [`Patience::retry`] says. Questions (`head`,
 //! `list`, `check`) give up after 15 s, so that a wrong endpoint is told at once.
 //!
 //! # Create only
@@ -44,9 +44,11 @@ pub(super) use download::S3Reader;
 pub(super) use upload::S3Writer;
 
 use super::{ObjectEntry, PutMode, S3Settings};
-use crate::error::{Action, StoreError, Subject};
+use crate::error::{Action, Answer, StoreError, Subject};
 use crate::repository::settings::Patience;
 
+/// Where AWS's machines ask for their role (Amazon EC2 user guide, "Instance metadata").
+const METADATA_SERVICE: &str = "169.254.169.254";
 const QUESTION_PATIENCE: Duration = Duration::from_secs(15);
 const FIRST_PAUSE: Duration = Duration::from_millis(200);
 const LONGEST_PAUSE: Duration = Duration::from_secs(10);
@@ -66,8 +68,10 @@ pub(super) struct S3Store {
     patient: AmazonS3,
     /// Repeats for a short time.
     brief: AmazonS3,
-    /// Patient, and every request carries `If-None-Match: *`: for completing uploads.
+    /// Never repeats a request, and every request carries `If-None-Match: *`: for completing uploads.
     creating: AmazonS3,
+    /// Whether the settings name no access key.
+    keyless: bool,
     prefix: String,
     repository: String,
     patience: Patience,
@@ -176,16 +180,17 @@ impl S3Store {
                 .map_err(|error| wrong(error.to_string(), "check endpoint, region and bucket"))
         };
         let only_create =
-            HeaderMap::from_iter([(object_store_if_none_match(), HeaderValue::from_static("*"))]);
+            HeaderMap::from_iter([(http::header::IF_NONE_MATCH, HeaderValue::from_static("*"))]);
         Ok(Self {
             once: build(0, Duration::ZERO, &options)?,
             patient: build(usize::MAX, retry, &options)?,
             brief: build(usize::MAX, retry.min(QUESTION_PATIENCE), &options)?,
             creating: build(
-                usize::MAX,
-                retry,
+                0,
+                Duration::ZERO,
                 &options.clone().with_default_headers(only_create),
             )?,
+            keyless: secrets.access_key.is_none(),
             prefix: settings.prefix.trim_matches('/').to_owned(),
             repository,
             patience: settings.patience,
@@ -201,7 +206,18 @@ impl S3Store {
     }
 
     fn error(&self, action: Action, name: &str, error: &object_store::Error) -> StoreError {
-        answer::store_error(error, self.subject(action, name))
+        let about_role = error.to_string().contains(METADATA_SERVICE);
+        let error = answer::store_error(error, self.subject(action, name));
+        match error {
+            // Without keys in the settings the client asks the machine (an instance's metadata service).
+            StoreError::Unreachable { subject, .. } | StoreError::Timeout { subject, .. }
+                if self.keyless && about_role =>
+            {
+                let source = Answer("no access key is configured, and this machine has no role".to_owned());
+                StoreError::Authentication { subject, source }
+            }
+            error => error,
+        }
     }
 
     /// The key of an object. Names and prefixes are of characters that `Path` takes as they are.
@@ -424,10 +440,6 @@ fn virtual_host(endpoint: &str, settings: &S3Settings) -> String {
         return format!("{scheme}://{}.{host}", settings.bucket);
     }
     endpoint.to_owned()
-}
-
-fn object_store_if_none_match() -> http::HeaderName {
-    http::header::IF_NONE_MATCH
 }
 
 /// Pauses between attempts: longer each time, with jitter, bounded altogether.

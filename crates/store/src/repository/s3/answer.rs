@@ -77,7 +77,8 @@ pub(super) fn store_error(error: &object_store::Error, subject: Subject) -> Stor
             | "SignatureDoesNotMatch"
             | "InvalidToken"
             | "ExpiredToken"
-            | "InvalidSecurity" => {
+            | "InvalidSecurity"
+            | "NotSignedUp" => {
                 return StoreError::Authentication { subject, source };
             }
             "RequestTimeTooSkewed" => return StoreError::Clock { subject, source },
@@ -87,8 +88,14 @@ pub(super) fn store_error(error: &object_store::Error, subject: Subject) -> Stor
             "XMinioStorageFull" | "InsufficientStorage" | "InsufficientCapacity" | "QuotaExceeded" => {
                 return StoreError::NoSpace { subject };
             }
-            // AWS: another conditional write to the same key is under way; try again.
-            "ConditionalRequestConflict" | "OperationAborted" => {
+            // A range that was inside the object when it was looked at.
+            "InvalidRange" if subject.action == Action::Read => return StoreError::Changed { subject },
+            // Another conditional write to the same key is under way (AWS), or an error behind a status of 200.
+            "ConditionalRequestConflict"
+            | "OperationAborted"
+            | "InternalError"
+            | "SlowDown"
+            | "ServiceUnavailable" => {
                 return StoreError::Unavailable { subject, source };
             }
             _ => {}

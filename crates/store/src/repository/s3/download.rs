@@ -185,7 +185,14 @@ async fn read_some(
         ..GetOptions::default()
     };
     let answer = timeout(store.patience.stall, store.once.get_opts(path, options)).await;
-    let mut stream = answer.map_err(|_| stalled())?.map_err(failed)?.into_stream();
+    let result = answer.map_err(|_| stalled())?.map_err(failed)?;
+    // Not every server obeys If-Match.
+    if result.meta.e_tag.as_deref() != tag {
+        return Err(StoreError::Changed {
+            subject: subject.clone(),
+        });
+    }
+    let mut stream = result.into_stream();
     while expected > 0 {
         let next = timeout(store.patience.stall, stream.next())
             .await

@@ -217,55 +217,53 @@ impl S3Writer {
 
     async fn complete_upload(&self, upload: &String, parts: Vec<PartId>) -> Result<(), StoreError> {
         let name = &self.subject.object;
-        let exists = || StoreError::AlreadyExists {
-            subject: self.subject.clone(),
-        };
         let client = match self.mode {
             PutMode::Create => {
                 if self.store.head(name).await?.is_some() {
-                    return Err(exists());
+                    return Err(StoreError::AlreadyExists {
+                        subject: self.subject.clone(),
+                    });
                 }
                 &self.store.creating
             }
-            PutMode::Overwrite => &self.store.patient,
+            PutMode::Overwrite => &self.store.once,
         };
-        let completed = client
-            .complete_multipart(&self.store.path(name), upload, parts)
-            .await;
-        let Err(error) = completed else { return Ok(()) };
-        let mut error = self.fail(&error);
-        // The answer may have been lost, and a repeated request then finds no upload, or our own object. So
-        // look: an object of our length and with a new tag is ours.
-        let unclear = error.is_retryable()
-            || matches!(
-                error,
-                StoreError::NotFound { .. } | StoreError::AlreadyExists { .. }
-            );
-        if unclear && self.is_there().await {
-            return Ok(());
+        let path = self.store.path(name);
+        let mut pauses = Pauses::new(self.store.patience.retry);
+        // Whether an answer was lost: a repeated request then finds no upload any more, or our own object.
+        let mut may_be_ours = false;
+        loop {
+            let completed = client.complete_multipart(&path, upload, parts.clone()).await;
+            let Err(answered) = completed else { return Ok(()) };
+            let error = self.fail(&answered);
+            may_be_ours |= error.is_retryable();
+            if may_be_ours && self.is_there().await {
+                return Ok(());
+            }
+            if error.is_retryable() && pauses.pause().await {
+                continue;
+            }
+            return Err(match error {
+                StoreError::NotFound { subject } => {
+                    let source = io::Error::other("the storage has lost the parts of the upload").into();
+                    StoreError::Other { subject, source }
+                }
+                error => error,
+            });
         }
-        if matches!(error, StoreError::NotFound { .. }) {
-            let source = io::Error::other("the storage has lost the parts of the upload").into();
-            error = StoreError::Other {
-                subject: self.subject.clone(),
-                source,
-            };
-        }
-        Err(error)
     }
 
-    /// Whether the object is there as we wrote it: its length, a new tag, and as many parts as ours in the
-    /// tag (S3 ends the tag of an upload in parts with their number).
+    /// Whether the object is there as we wrote it: its length, a new tag, and as many parts as ours where the
+    /// tag tells them (AWS ends the tag of an upload in parts with their number).
     async fn is_there(&self) -> bool {
         let mut pauses = Pauses::new(Duration::from_secs(5));
         loop {
             match self.store.meta(Action::Write, &self.subject.object).await {
                 Ok(Some(meta)) => {
-                    let parts = format!("-{}", self.next_part);
                     let tag = meta.e_tag.as_deref().unwrap_or_default().trim_matches('"');
-                    return meta.size == self.written
-                        && meta.e_tag != self.tag_before
-                        && tag.ends_with(&parts);
+                    let parts = tag.rsplit_once('-').map(|(_, parts)| parts);
+                    let as_many = parts.is_none_or(|parts| parts == self.next_part.to_string());
+                    return meta.size == self.written && meta.e_tag != self.tag_before && as_many;
                 }
                 Ok(None) => return false,
                 Err(error) if error.is_retryable() && pauses.pause().await => {}
