@@ -236,6 +236,15 @@ pub enum ProcedureError {
         #[source]
         source: Cause,
     },
+    /// What was done cannot be written down, so that nothing more is done. The procedure can be resumed.
+    #[error("procedure {id} stopped, because it cannot record what it does")]
+    Record {
+        /// The procedure.
+        id: String,
+        /// Why.
+        #[source]
+        source: DurableError,
+    },
     /// There is no such procedure.
     #[error("there is no procedure {id} in {directory}")]
     NotFound {
@@ -339,6 +348,10 @@ impl Diagnose for ProcedureError {
                 Some(hint) => format!("{hint}; {}", resume_hint(id)),
                 None => resume_hint(id),
             }),
+            Self::Record { id, source } => Some(match source.hint() {
+                Some(hint) => format!("{hint}; {}", resume_hint(id)),
+                None => resume_hint(id),
+            }),
             Self::Interrupted { id, .. } => Some(format!("to go on: pgmahout procedure resume {id}")),
             Self::Abort { id, source } => source
                 .hint()
@@ -377,7 +390,7 @@ impl Diagnose for ProcedureError {
             Self::Confirm(error) => error.outcome(),
             Self::Interrupted { .. } => Outcome::Interrupted,
             Self::NotFound { .. } | Self::Ambiguous { .. } => Outcome::Usage,
-            Self::Damaged { .. } => Outcome::Failed,
+            Self::Damaged { .. } | Self::Record { .. } => Outcome::Failed,
             Self::Write(error) => error.outcome(),
             Self::State(error) => error.outcome(),
         }

@@ -4,7 +4,7 @@ use std::path::PathBuf;
 use std::time::{Duration, Instant};
 
 use jiff::Timestamp;
-use pgmahout_durable::LockError;
+use pgmahout_durable::{DurableError, LockError};
 use pgmahout_types::diagnostic::Outcome;
 use serde::Serialize;
 use tokio_util::sync::CancellationToken;
@@ -194,8 +194,12 @@ impl Runner {
             who: Who::current(),
             version: env!("CARGO_PKG_VERSION").to_owned(),
         };
-        writer.write(&Record::Header(header))?;
-        writer.write(&Record::Planned { plan })?;
+        let unrecorded = |source| ProcedureError::Record {
+            id: id.clone(),
+            source,
+        };
+        writer.write(&Record::Header(header)).map_err(unrecorded)?;
+        writer.write(&Record::Planned { plan }).map_err(unrecorded)?;
         let run = Run {
             procedure,
             steps: procedure.steps(),
@@ -258,8 +262,14 @@ impl Runner {
             .await?;
         let plan = prepare(procedure, &context, Some(&before)).await?;
         ask(procedure, &plan, surroundings)?;
-        writer.write(&Record::Resumed { who: Who::current() })?;
-        writer.write(&Record::Planned { plan })?;
+        let unrecorded = |source| ProcedureError::Record {
+            id: id.clone(),
+            source,
+        };
+        writer
+            .write(&Record::Resumed { who: Who::current() })
+            .map_err(unrecorded)?;
+        writer.write(&Record::Planned { plan }).map_err(unrecorded)?;
         let run = Run {
             procedure,
             steps: procedure.steps(),
@@ -570,7 +580,9 @@ async fn is_done(step: &dyn Step, recorded: StepState, context: &StepContext<'_>
 
 impl Run<'_> {
     async fn make(self, surroundings: Surroundings<'_>) -> Result<Report, ProcedureError> {
-        self.memory.keep_in(self.writer.clone())?;
+        self.memory
+            .keep_in(self.writer.clone())
+            .map_err(|source| self.unrecorded(source))?;
         let context = surroundings.context(&self.memory, self.before.is_some());
         let mut reports = Vec::new();
         for (number, step) in self.steps.iter().enumerate() {
@@ -590,13 +602,9 @@ impl Run<'_> {
             }
             Err(error) => return Err(self.verification_failed(error.into_cause())),
         };
-        self.writer.write(&Record::Verified {
-            findings: verified.clone(),
-        })?;
-        // The audit record first: killed between the two, the resumed run finds it and ends the journal.
-        self.audit(AuditResult::Succeeded, None)?;
-        self.writer.write(&Record::Ended {
-            result: EndResult::Succeeded,
+        self.end(&verified).map_err(|error| match error {
+            ProcedureError::Write(source) => self.unrecorded(source),
+            other => other,
         })?;
         Ok(Report {
             kind: self.procedure.kind().to_owned(),
@@ -609,6 +617,26 @@ impl Run<'_> {
             data_loss: self.memory.data_loss(),
             id: self.id,
         })
+    }
+
+    /// Writes down that it is done.
+    fn end(&self, verified: &[String]) -> Result<(), ProcedureError> {
+        self.writer.write(&Record::Verified {
+            findings: verified.to_vec(),
+        })?;
+        // The audit record first: killed between the two, the resumed run finds it and ends the journal.
+        self.audit(AuditResult::Succeeded, None)?;
+        self.writer.write(&Record::Ended {
+            result: EndResult::Succeeded,
+        })?;
+        Ok(())
+    }
+
+    fn unrecorded(&self, source: DurableError) -> ProcedureError {
+        ProcedureError::Record {
+            id: self.id.clone(),
+            source,
+        }
     }
 
     async fn make_step(

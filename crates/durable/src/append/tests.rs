@@ -1,3 +1,5 @@
+use pgmahout_testkit::tmpfs::Tmpfs;
+
 use super::*;
 
 #[test]
@@ -81,4 +83,18 @@ fn a_sole_writer_keeps_others_out_and_shows_that_it_is_alive() {
         complete_lines(&path).unwrap().unwrap(),
         [b"one".to_vec(), b"two".to_vec()]
     );
+}
+
+#[test]
+fn a_full_disk_leaves_no_half_line_and_the_next_one_follows_the_last_whole_one() {
+    let Ok(disk) = Tmpfs::new(1 << 20) else { return };
+    let path = disk.path().join("journal");
+    append_line(&path, b"one", 0o600).unwrap();
+    let filler = disk.fill(8 << 10);
+    let error = append_line(&path, &vec![b'x'; 64 << 10], 0o600).unwrap_err();
+    assert!(matches!(error, DurableError::NoSpace { .. }), "{error}");
+    assert_eq!(std::fs::read_to_string(&path).unwrap(), "one\n");
+    std::fs::remove_file(filler).unwrap();
+    append_line(&path, b"two", 0o600).unwrap();
+    assert_eq!(std::fs::read_to_string(&path).unwrap(), "one\ntwo\n");
 }

@@ -2,6 +2,8 @@ use std::os::unix::fs::symlink;
 use std::process::Command;
 use std::time::Duration;
 
+use pgmahout_testkit::tmpfs::Tmpfs;
+
 use super::*;
 use crate::{create_directory_durably, remove_stale_temporaries};
 
@@ -151,6 +153,18 @@ fn a_full_file_system_is_called_by_its_name() {
         error.to_string(),
         "cannot write /srv/x: no space left on its file system"
     );
+}
+
+#[test]
+fn a_full_disk_leaves_the_target_as_it_was_and_no_temporary() {
+    let Ok(disk) = Tmpfs::new(1 << 20) else { return };
+    let target = disk.path().join("file");
+    write_atomically(&target, b"old", 0o600).unwrap();
+    disk.fill(16 << 10);
+    let error = write_atomically(&target, &vec![b'x'; 64 << 10], 0o600).unwrap_err();
+    assert!(matches!(&error, DurableError::NoSpace { .. }), "{error}");
+    assert_eq!(fs::read(&target).unwrap(), b"old");
+    assert_eq!(names(disk.path()), ["file", "filler"]);
 }
 
 #[test]

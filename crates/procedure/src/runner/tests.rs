@@ -7,6 +7,7 @@ use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
 
 use async_trait::async_trait;
+use pgmahout_testkit::tmpfs::Tmpfs;
 use pgmahout_types::diagnostic::Diagnose;
 use serde_json::{Value, json};
 
@@ -47,6 +48,8 @@ struct Works {
     kill_in: Option<(String, bool)>,
     /// Something in the way.
     problems: Vec<Problem>,
+    /// How long the token is at least.
+    token_length: usize,
 }
 
 const STEPS: [&str; 5] = ["choose", "stop", "append", "copy", "start"];
@@ -57,6 +60,7 @@ impl Works {
             directory: directory.to_path_buf(),
             kill_in: None,
             problems: Vec::new(),
+            token_length: 0,
         }
     }
 
@@ -192,9 +196,9 @@ impl Step for Work {
         match self.name {
             "choose" => {
                 // Different on each run: a resumed one must go on with the one it had.
-                context
-                    .memory
-                    .set("token", format!("token of process {}", std::process::id()))?;
+                let filling = "=".repeat(works.token_length);
+                let token = format!("token of process {}{filling}", std::process::id());
+                context.memory.set("token", token)?;
             }
             "stop" => {
                 let token: String = context.memory.get("token").expect("chosen before");
@@ -272,6 +276,10 @@ impl Stage {
         self.runner
             .resume(id, &registry(), RunOptions::default(), self.surroundings())
             .await
+    }
+
+    fn locks(&self) -> LockDirectories {
+        LockDirectories::at([self.directory.path().to_path_buf()])
     }
 
     fn only(&self) -> Summary {
@@ -518,6 +526,58 @@ async fn a_signal_stops_it_before_the_next_step_with_status_130() {
         .await
         .unwrap();
     assert_eq!(stage.only().state, State::Succeeded);
+}
+
+#[tokio::test]
+async fn a_full_disk_under_the_journal_stops_it_before_the_next_action() {
+    let Ok(disk) = Tmpfs::new(1 << 20) else { return };
+    let stage = Stage::new();
+    let runner = Runner::at(StateDirectory::at(disk.path().join("state"))).with_locks(stage.locks());
+    runner.state().ensure().unwrap();
+    // Room for the journal, but not for a fact of this length.
+    let filler = disk.fill(16 << 10);
+    let mut works = stage.works.clone();
+    works.token_length = 64 << 10;
+    let error = runner
+        .run(&works, RunOptions::default(), stage.surroundings())
+        .await
+        .unwrap_err();
+    let ProcedureError::Step { id, step, source } = &error else {
+        panic!("{error}")
+    };
+    assert_eq!(step, "choose");
+    assert!(source.to_string().contains("no space left"), "{source}");
+    assert!(error.hint().unwrap().contains("df -h"));
+    assert!(!works.path("stopped").exists());
+    fs::remove_file(filler).unwrap();
+    let ended = runner
+        .resume(id, &registry(), RunOptions::default(), stage.surroundings())
+        .await
+        .unwrap();
+    assert_eq!(done(ended).verified, ["one effect, one copy"]);
+}
+
+#[tokio::test]
+async fn what_cannot_be_recorded_at_the_end_names_the_procedure_to_resume() {
+    let stage = Stage::new();
+    // A directory in the way of the audit log.
+    fs::create_dir_all(stage.runner.state().audit_log()).unwrap();
+    let error = stage.run().await.unwrap_err();
+    let id = stage.only().id;
+    assert!(
+        matches!(&error, ProcedureError::Record { id: stopped, .. } if *stopped == id),
+        "{error}"
+    );
+    assert!(
+        error
+            .hint()
+            .unwrap()
+            .contains(&format!("pgmahout procedure resume {id}"))
+    );
+    fs::remove_dir(stage.runner.state().audit_log()).unwrap();
+    let report = done(stage.resume(&id).await.unwrap());
+    assert!(report.steps.iter().all(|step| step.result == StepResult::Found));
+    assert_eq!(stage.audit().len(), 1);
 }
 
 #[tokio::test]
