@@ -54,7 +54,8 @@ pub(super) async fn select(client: &Client, options: &Options) -> Result<Vec<Tab
     let (exclude_schemas, exclude_names) = arrays(&excluded);
     let matches = |schemas: u8, names: u8| {
         format!(
-            "EXISTS (SELECT FROM pg_catalog.unnest(${schemas}::text[], ${names}::text[]) AS p(schema, name) \
+            "EXISTS (SELECT FROM ROWS FROM (pg_catalog.unnest(${schemas}::text[]), pg_catalog.unnest(${names}::text[])) \
+             AS p(schema, name) \
              WHERE c.relname OPERATOR(pg_catalog.~) p.name COLLATE pg_catalog.default \
                AND CASE WHEN p.schema IS NULL THEN pg_catalog.pg_table_is_visible(c.oid) \
                         ELSE n.nspname OPERATOR(pg_catalog.~) p.schema COLLATE pg_catalog.default END)"
