@@ -219,14 +219,14 @@ async fn clients_that_wait_in_the_pooler_are_seen_and_gone_when_served() {
     waiting.await.expect("no panic").expect("the waiter is served");
     assert_eq!(status(&health(&arguments).await, "pool.waiting"), "OK");
 
-    bouncer.console("PAUSE").await;
+    bouncer.console("PAUSE postgres").await;
     let answer = health(&arguments).await;
     assert_eq!(status(&answer, "pool.paused"), "CRIT");
     assert!(
         text(&answer, "pool.paused", "hint").contains("RESUME"),
         "{answer}"
     );
-    bouncer.console("RESUME").await;
+    bouncer.console("RESUME postgres").await;
     assert_eq!(status(&health(&arguments).await, "pool.paused"), "OK");
 
     let mut bouncer = bouncer;

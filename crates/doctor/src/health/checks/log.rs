@@ -72,7 +72,11 @@ impl Check for LogErrors {
         let now = context.facts()?.now;
         let previous = context.previous().and_then(|sample| {
             let value = |name: &str| sample.values.get(name).copied();
-            Some((value("log.inode")?, value("log.offset")?, sample.taken))
+            Some((
+                value("log.errors inode")?,
+                value("log.errors offset")?,
+                value("log.errors looked")?,
+            ))
         });
         let followed = follow(
             &path,
@@ -90,8 +94,9 @@ impl Check for LogErrors {
             }
         };
         context.remember(|sample| {
-            sample.values.insert("log.inode".to_owned(), inode as f64);
-            sample.values.insert("log.offset".to_owned(), end as f64);
+            sample.values.insert("log.errors inode".to_owned(), inode as f64);
+            sample.values.insert("log.errors offset".to_owned(), end as f64);
+            sample.values.insert("log.errors looked".to_owned(), now);
         });
         let count = count(&text, Form::of(&path));
         Ok(judge(context, &path, &count, previous.map(|(.., taken)| now - taken)).into())

@@ -90,6 +90,8 @@ struct State {
     pools: Vec<Row>,
     databases: Vec<Row>,
     config: BTreeMap<String, String>,
+    /// `SHOW STATE`: whether the whole pooler is paused or suspended; empty where the version has it not.
+    whole: BTreeMap<String, String>,
 }
 
 struct Console {
@@ -119,21 +121,27 @@ impl Console {
         let elapsed = begun.elapsed();
         let state = async {
             let config = show(&session, "CONFIG").await?;
+            let whole = show(&session, "STATE").await.unwrap_or_default();
             Ok(State {
                 elapsed,
                 version: first(&show(&session, "VERSION").await?),
                 pools: show(&session, "POOLS").await?,
                 databases: show(&session, "DATABASES").await?,
-                config: config
-                    .into_iter()
-                    .filter_map(|row| Some((row.get("key")?.clone(), row.get("value")?.clone())))
-                    .collect(),
+                config: pairs(&config),
+                whole: pairs(&whole),
             })
         }
         .await;
         session.close().await;
         state
     }
+}
+
+/// Rows of `key` and `value` as a map.
+fn pairs(rows: &[Row]) -> BTreeMap<String, String> {
+    rows.iter()
+        .filter_map(|row| Some((row.get("key")?.clone(), row.get("value")?.clone())))
+        .collect()
 }
 
 fn first(rows: &[Row]) -> String {
@@ -329,6 +337,14 @@ fn paused(state: &State, _context: &Context) -> Finding {
         if paused == "1" || disabled == "1" {
             rows.push([text(row, "name"), paused, disabled]);
         }
+    }
+    let whole = ["paused", "suspended"]
+        .into_iter()
+        .find(|what| state.whole.get(*what).is_some_and(|value| value == "yes"));
+    if let Some(what) = whole {
+        return Finding::crit(format!("the whole pooler is {what}: every client waits"))
+            .rows(rows)
+            .hint("psql -d pgbouncer -c 'RESUME'");
     }
     if rows.is_empty() {
         return Finding::ok("no database is paused or disabled");
