@@ -231,9 +231,10 @@ impl Binaries {
             if seen.contains(&real) || real.file_name().is_some_and(|name| name == "pg_wrapper") {
                 continue;
             }
-            seen.push(real);
+            seen.push(real.clone());
             if let Some(version) = version_of(&path) {
-                found.push(Binary { path, version });
+                // A link into another directory: the program's companions are where it really is.
+                found.push(Binary { path: real, version });
             }
         }
         found
