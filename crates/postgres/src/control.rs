@@ -219,7 +219,11 @@ fn log_lines(log: &str) -> String {
     if log.trim().is_empty() {
         return String::new();
     }
-    log.trim_end().lines().fold("; the log's last lines:".to_owned(), |text, line| text + "\n    " + line)
+    log.trim_end()
+        .lines()
+        .fold("; the log's last lines:".to_owned(), |text, line| {
+            text + "\n    " + line
+        })
 }
 
 impl Diagnose for ControlError {
@@ -256,22 +260,58 @@ impl Diagnose for ControlError {
 /// What the log's own words point at. English only: a hint may be general, never wrong.
 fn start_hint(log: &str) -> String {
     let known = [
-        ("could not bind", "another process has the port: see which with: ss -ltnp; or change port"),
-        ("configuration file", "correct the line that the log names, then start again"),
-        ("invalid value for parameter", "correct the setting that the log names, then start again"),
-        ("unrecognized configuration parameter", "correct the setting that the log names, then start again"),
-        ("lock file", "another server may run on this data directory: look before removing anything"),
-        ("could not map anonymous shared memory", "lower shared_buffers, or give the machine more memory or huge pages"),
-        ("has group or world access", "chmod 700 the data directory, and 600 the key file that the log names"),
-        ("No space left on device", "free some space on the file system of the data directory"),
-        ("could not load pg_hba.conf", "correct pg_hba.conf in the line that the log names"),
-        ("could not access file", "the library in shared_preload_libraries is not installed: install it or leave it out"),
-        ("incompatible with server", "use the server programs of the data directory's version: --bin-dir"),
+        (
+            "could not bind",
+            "another process has the port: see which with: ss -ltnp; or change port",
+        ),
+        (
+            "invalid value for parameter",
+            "correct the setting that the log names, then start again",
+        ),
+        (
+            "unrecognized configuration parameter",
+            "correct the setting that the log names, then start again",
+        ),
+        (
+            "lock file",
+            "another server may run on this data directory: look before removing anything",
+        ),
+        (
+            "could not map anonymous shared memory",
+            "lower shared_buffers, or give the machine more memory or huge pages",
+        ),
+        (
+            "has group or world access",
+            "chmod 700 the data directory, and 600 the key file that the log names",
+        ),
+        (
+            "No space left on device",
+            "free some space on the file system of the data directory",
+        ),
+        (
+            "could not load pg_hba.conf",
+            "correct pg_hba.conf in the line that the log names",
+        ),
+        (
+            "could not access file",
+            "the library in shared_preload_libraries is not installed: install it or leave it out",
+        ),
+        (
+            "configuration file",
+            "correct the line that the log names, then start again",
+        ),
+        (
+            "incompatible with server",
+            "use the server programs of the data directory's version: --bin-dir",
+        ),
     ];
     known
         .iter()
         .find(|(words, _)| log.contains(words))
-        .map_or("correct what the log's last lines name, then start again", |(_, hint)| hint)
+        .map_or(
+            "correct what the log's last lines name, then start again",
+            |(_, hint)| hint,
+        )
         .to_owned()
 }
 

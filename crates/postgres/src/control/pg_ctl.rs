@@ -23,7 +23,12 @@ const LOG_LINES: usize = 15;
 impl PgCtl {
     /// The server on `data_dir`, by the programs in `bin_dir`, which must be of its version.
     pub fn new(bin_dir: impl Into<PathBuf>, data_dir: impl Into<PathBuf>) -> Self {
-        Self { bin_dir: bin_dir.into(), data_dir: data_dir.into(), config_file: None, log_file: None }
+        Self {
+            bin_dir: bin_dir.into(),
+            data_dir: data_dir.into(),
+            config_file: None,
+            log_file: None,
+        }
     }
 
     /// With `postgresql.conf` elsewhere, as Debian keeps it.
@@ -46,7 +51,9 @@ impl PgCtl {
 
     /// Where the server's output goes when it is started from here.
     pub fn log_file(&self) -> PathBuf {
-        self.log_file.clone().unwrap_or_else(|| self.data_dir.join("log/startup.log"))
+        self.log_file
+            .clone()
+            .unwrap_or_else(|| self.data_dir.join("log/startup.log"))
     }
 
     fn program(&self) -> PathBuf {
@@ -65,13 +72,23 @@ impl PgCtl {
 
     async fn run(&self, arguments: &[&OsStr]) -> Result<Output, ControlError> {
         let program = self.program();
+        // Another program may stand between us and it, and would report its absence as its own failure.
+        std::fs::metadata(&program).map_err(|source| ControlError::Program {
+            program: program.clone(),
+            source,
+        })?;
         let mut all: Vec<&OsStr> = arguments.to_vec();
         all.extend([OsStr::new("-D"), self.data_dir.as_os_str()]);
         command::run(&mut self.owner()?.command(&program, &all), &program).await
     }
 
     fn failed(&self, operation: &'static str, output: &Output, log: String) -> ControlError {
-        ControlError::Failed { operation, target: self.describe(), output: command::said(output), log }
+        ControlError::Failed {
+            operation,
+            target: self.describe(),
+            output: command::said(output),
+            log,
+        }
     }
 
     /// The command line that starts the server, but for the data directory.
@@ -82,7 +99,10 @@ impl PgCtl {
         arguments.push(self.log_file().into());
         if let Some(config_file) = &self.config_file {
             // pg_ctl hands options to a shell: one quoted word.
-            let quoted = format!("'config_file={}'", config_file.display().to_string().replace('\'', "'\\''"));
+            let quoted = format!(
+                "'config_file={}'",
+                config_file.display().to_string().replace('\'', "'\\''")
+            );
             arguments.push("-o".into());
             arguments.push(format!("-c {quoted}").into());
         }
@@ -155,7 +175,12 @@ impl ServerControl for PgCtl {
         let log = self.log_since(before);
         // The postmaster is there and not ready yet: pg_ctl only stopped waiting.
         if self.status().await?.is_running() {
-            return Err(ControlError::TimedOut { operation: "start", target: self.describe(), timeout, log });
+            return Err(ControlError::TimedOut {
+                operation: "start",
+                target: self.describe(),
+                timeout,
+                log,
+            });
         }
         Err(self.failed("start", &output, log))
     }
@@ -172,30 +197,50 @@ impl ServerControl for PgCtl {
             return Ok(());
         }
         let log = self.log_since(before);
-        Err(ControlError::TimedOut { operation: "stop", target: self.describe(), timeout, log })
+        Err(ControlError::TimedOut {
+            operation: "stop",
+            target: self.describe(),
+            timeout,
+            log,
+        })
     }
 
     async fn reload(&self) -> Result<(), ControlError> {
         if !self.status().await?.is_running() {
-            return Err(ControlError::NotRunning { operation: "reload", target: self.describe() });
+            return Err(ControlError::NotRunning {
+                operation: "reload",
+                target: self.describe(),
+            });
         }
         let output = self.run(&["reload", "-s"].map(OsStr::new)).await?;
-        if output.status.success() { Ok(()) } else { Err(self.failed("reload", &output, String::new())) }
+        if output.status.success() {
+            Ok(())
+        } else {
+            Err(self.failed("reload", &output, String::new()))
+        }
     }
 
     async fn promote(&self, timeout: Duration) -> Result<(), ControlError> {
         if !self.status().await?.is_running() {
-            return Err(ControlError::NotRunning { operation: "promote", target: self.describe() });
+            return Err(ControlError::NotRunning {
+                operation: "promote",
+                target: self.describe(),
+            });
         }
         let seconds = whole_seconds(timeout);
-        let output = self.run(&["promote", "-w", "-s", "-t", &seconds].map(OsStr::new)).await?;
-        if output.status.success() { Ok(()) } else { Err(self.failed("promote", &output, String::new())) }
+        let output = self
+            .run(&["promote", "-w", "-s", "-t", &seconds].map(OsStr::new))
+            .await?;
+        if output.status.success() {
+            Ok(())
+        } else {
+            Err(self.failed("promote", &output, String::new()))
+        }
     }
 
     async fn log_tail(&self, lines: usize) -> Result<String, ControlError> {
         let path = self.log_file();
-        let bytes =
-            std::fs::read(&path).map_err(|source| ControlError::Unreadable { path, source })?;
+        let bytes = std::fs::read(&path).map_err(|source| ControlError::Unreadable { path, source })?;
         Ok(last_lines(&String::from_utf8_lossy(&bytes), lines))
     }
 }
