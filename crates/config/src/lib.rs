@@ -23,7 +23,7 @@ pub mod settings;
 
 pub use load::{Loaded, Sources};
 pub use patroni::Patroni;
-pub use print::to_yaml;
+pub use print::{to_yaml, without_unset};
 pub use problem::{ConfigError, Origin, Problem, Severity};
 pub use secret::Secret;
 pub use settings::Settings;

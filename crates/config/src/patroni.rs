@@ -10,6 +10,7 @@ use serde_json::{Map, Value};
 
 use crate::node::{Content, Node};
 use crate::problem::{Origin, Problem};
+use crate::secret::SecretReference;
 use crate::section::Problems;
 
 /// Patroni's sections, as PyYAML loads them.
@@ -80,6 +81,10 @@ fn hidden(map: &Map<String, Value>) -> Map<String, Value> {
     map.iter()
         .map(|(key, value)| {
             let shown = match value {
+                // Ours, and so a reference; Patroni's passwords are always the passwords themselves.
+                Value::String(text) if key == "dsn" => Value::from(
+                    SecretReference::parse(text).map_or_else(|_| "***".to_owned(), |dsn| dsn.to_string()),
+                ),
                 Value::String(_) | Value::Number(_) if is_secret(key) => Value::from("***"),
                 value => one(value),
             };

@@ -20,6 +20,25 @@ pub fn to_yaml(value: &Value) -> String {
     text
 }
 
+/// Without what is not set: nulls, empty lists and empty mappings inside mappings.
+pub fn without_unset(value: Value) -> Value {
+    let is_unset = |value: &Value| match value {
+        Value::Null => true,
+        Value::Array(items) => items.is_empty(),
+        Value::Object(map) => map.is_empty(),
+        _ => false,
+    };
+    match value {
+        Value::Object(map) => map
+            .into_iter()
+            .map(|(key, value)| (key, without_unset(value)))
+            .filter(|(_, value)| !is_unset(value))
+            .collect(),
+        Value::Array(items) => items.into_iter().map(without_unset).collect(),
+        other => other,
+    }
+}
+
 fn block(value: &Value, depth: usize, text: &mut String) {
     let indent = "  ".repeat(depth);
     match value {

@@ -1,7 +1,8 @@
 //! The validated settings: what the rest of the program sees.
 //!
 //! Everything is optional in the file; what a section leaves out has its default here. Printed (serialised),
-//! secrets show as `***` or as the reference they were given as.
+//! secrets show as `***` or as the reference they were given as; the form is that of the file, so that what is
+//! printed can be read again.
 
 use std::collections::BTreeMap;
 use std::path::PathBuf;
@@ -37,7 +38,8 @@ pub struct Settings {
     /// Patroni's own sections, as PyYAML loads them.
     #[serde(flatten)]
     pub patroni: Patroni,
-    /// Where the local server is and how it is controlled.
+    /// Where the local server is and how it is controlled: part of Patroni's section `postgresql`.
+    #[serde(skip)]
     pub server: Server,
     /// Where dumps and backups are kept.
     #[serde(rename = "repository")]
@@ -194,10 +196,4 @@ pub struct Located<T> {
     pub value: T,
     /// Where it was set.
     pub origin: Origin,
-}
-
-impl<T: Serialize> Serialize for Located<T> {
-    fn serialize<S: serde::Serializer>(&self, serializer: S) -> Result<S::Ok, S::Error> {
-        self.value.serialize(serializer)
-    }
 }

@@ -262,7 +262,7 @@ pub enum ProcedureError {
         candidates: Vec<String>,
     },
     /// It has ended already.
-    #[error("procedure {id} has {state} already")]
+    #[error("procedure {id} has ended already ({state})")]
     Ended {
         /// The procedure.
         id: String,

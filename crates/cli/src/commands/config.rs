@@ -1,6 +1,6 @@
 //! `pgmahout config`.
 
-use pgmahout_config::{Settings, Sources, to_yaml};
+use pgmahout_config::{Settings, Sources, to_yaml, without_unset};
 use pgmahout_doctor::health::{Runner, checks};
 use pgmahout_types::diagnostic::Diagnose as _;
 use serde_json::json;
@@ -80,7 +80,7 @@ fn check(args: &Check, context: &Context) -> Result<ExitStatus, Failure> {
             Some(file) => printer.line(&format!("# {} and the environment", file.display())),
             None => printer.line("# no configuration file; defaults and the environment"),
         }
-        printer.data(&to_yaml(&values));
+        printer.data(&to_yaml(&without_unset(values)));
     }
     let mut missing = missing.into_iter();
     if let Some((key, error)) = missing.next() {

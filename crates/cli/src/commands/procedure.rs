@@ -76,9 +76,8 @@ pub(crate) struct Abort {
     #[arg(value_name = "ID")]
     id: String,
 
-    /// Answer the question with yes.
-    #[arg(short = 'y', long)]
-    yes: bool,
+    #[command(flatten)]
+    confirmation: ConfirmationArgs,
 }
 
 pub(crate) async fn run(command: Command, context: &Context) -> Result<ExitStatus, Failure> {
@@ -354,10 +353,11 @@ fn report_text(report: &Report) -> String {
 }
 
 async fn abort(args: &Abort, context: &Context) -> Result<ExitStatus, Failure> {
-    let confirmation = context.confirmation(&ConfirmationArgs {
-        yes: args.yes,
-        dry_run: false,
-    });
+    let runner = Runner::new()?;
+    if args.confirmation.dry_run {
+        return show(&Show { id: args.id.clone() }, context);
+    }
+    let confirmation = context.confirmation(&args.confirmation);
     let reporter = context.reporter();
     let surroundings = Surroundings {
         confirm: &confirmation,
@@ -365,7 +365,7 @@ async fn abort(args: &Abort, context: &Context) -> Result<ExitStatus, Failure> {
         cancellation: &context.cancellation,
     };
     let registry = registry(context);
-    let (journal, findings) = Runner::new()?.abort(&args.id, &registry, surroundings).await?;
+    let (journal, findings) = runner.abort(&args.id, &registry, surroundings).await?;
     let printer = &context.printer;
     if printer.wants_json() {
         printer.json(&json!({

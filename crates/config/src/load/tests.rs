@@ -7,7 +7,7 @@ use serde_json::json;
 use super::*;
 use crate::secret::SecretReference;
 use crate::settings::{Codec, Counts, Encryption, Probe, Storage, ValueUnit};
-use crate::to_yaml;
+use crate::{to_yaml, without_unset};
 
 fn read(text: &str) -> Result<Loaded, ConfigError> {
     read_with(text, &[])
@@ -311,6 +311,29 @@ fn nothing_that_prints_shows_a_secret() {
             .unwrap(),
         "super-pass"
     );
+}
+
+#[test]
+fn settings_print_in_the_form_of_the_file_and_read_back_as_the_same() {
+    let custom = "checks:\n  disk.used: {crit: 95%}\n  custom:\n    \
+        - {name: a, sql: SELECT 1, unit: ratio, warn: 12.5%, timeout: 1h30min}\n    \
+        - {name: b, tcp: 'h:1', crit: 1500ms}\n    - {name: c, command: [ls, \"a b\"], hint: 'do: it'}\n";
+    for text in [
+        SAMPLE,
+        PATRONI,
+        custom,
+        "dump: {repository: r}\nrepository: {name: r, type: local, path: /r}\n",
+    ] {
+        let first = serde_json::to_value(read(text).unwrap().settings).unwrap();
+        let printed = to_yaml(&without_unset(first.clone()));
+        let again = printed
+            .lines()
+            .filter(|line| !line.starts_with("file:"))
+            .collect::<Vec<_>>()
+            .join("\n");
+        let second = serde_json::to_value(read(&again).unwrap().settings).unwrap();
+        assert_eq!(first, second, "{printed}");
+    }
 }
 
 #[test]

@@ -5,7 +5,8 @@ use std::collections::BTreeMap;
 use std::path::PathBuf;
 use std::time::Duration;
 
-use serde::Serialize;
+use serde::ser::SerializeMap as _;
+use serde::{Serialize, Serializer};
 
 use super::Located;
 use crate::node::{Content, Node};
@@ -16,7 +17,7 @@ use crate::secret::SecretReference;
 use crate::section::{Problems, Section};
 
 /// Section `checks`.
-#[derive(Debug, Clone, Default, PartialEq, Serialize)]
+#[derive(Debug, Clone, Default, PartialEq)]
 pub struct Checks {
     /// Thresholds by check, as written: the check knows its unit.
     pub thresholds: BTreeMap<String, Located<Threshold>>,
@@ -42,8 +43,10 @@ pub struct Checks {
 #[derive(Debug, Clone, Default, PartialEq, Eq, Serialize)]
 pub struct Threshold {
     /// From here on WARN.
+    #[serde(skip_serializing_if = "Option::is_none")]
     pub warn: Option<String>,
     /// From here on CRIT.
+    #[serde(skip_serializing_if = "Option::is_none")]
     pub crit: Option<String>,
 }
 
@@ -63,12 +66,11 @@ pub enum ValueUnit {
 }
 
 /// A check of the user's own; its id is `custom.` and its name.
-#[derive(Debug, Clone, PartialEq, Serialize)]
+#[derive(Debug, Clone, PartialEq)]
 pub struct CustomCheck {
     /// Its name.
     pub name: String,
     /// What it does.
-    #[serde(flatten)]
     pub probe: Probe,
     /// What its value counts.
     pub unit: ValueUnit,
@@ -79,7 +81,6 @@ pub struct CustomCheck {
     /// Whether values below the thresholds are the bad ones (`warn_below`, `crit_below`).
     pub below: bool,
     /// How long it may take; the health run's own limit by default.
-    #[serde(serialize_with = "quantity::serialize_duration")]
     pub timeout: Option<Duration>,
     /// What to do when it is not OK.
     pub hint: Option<String>,
@@ -87,13 +88,14 @@ pub struct CustomCheck {
 
 /// What a custom check does.
 #[derive(Debug, Clone, PartialEq, Serialize)]
-#[serde(rename_all = "lowercase")]
+#[serde(untagged)]
 pub enum Probe {
     /// Runs a query that returns one value.
     Sql {
         /// In which database; that of the connection by default.
         database: Option<String>,
         /// The query.
+        #[serde(rename = "sql")]
         query: String,
         /// A query whose rows are shown as evidence.
         rows: Option<String>,
@@ -103,6 +105,7 @@ pub enum Probe {
         /// In which database.
         database: Option<String>,
         /// The tables, with their schemas.
+        #[serde(rename = "tables")]
         names: Vec<String>,
         /// Whether an empty one counts as missing.
         not_empty: bool,
@@ -110,6 +113,7 @@ pub enum Probe {
     /// Fetches a page. Its value is how long that took.
     Http {
         /// The page.
+        #[serde(rename = "http")]
         url: String,
         /// The status that is expected; any 2xx by default.
         status: Option<u16>,
@@ -119,13 +123,81 @@ pub enum Probe {
     /// Connects. Its value is how long that took.
     Tcp {
         /// `host:port`.
+        #[serde(rename = "tcp")]
         address: String,
     },
     /// Runs a program without a shell. Status 0 is OK; 1 WARN, 2 CRIT, 3 UNKNOWN, as Nagios has it.
     Command {
         /// The program and its arguments.
+        #[serde(rename = "command")]
         words: Vec<String>,
     },
+}
+
+/// In the form of the file.
+impl Serialize for Checks {
+    fn serialize<S: Serializer>(&self, serializer: S) -> Result<S::Ok, S::Error> {
+        let mut map = serializer.serialize_map(None)?;
+        for (id, threshold) in &self.thresholds {
+            map.serialize_entry(id, &threshold.value)?;
+        }
+        for id in &self.disabled {
+            map.serialize_entry(&id.value, &false)?;
+        }
+        map.serialize_entry("expected_standbys", &self.expected_standbys)?;
+        map.serialize_entry("expected_role", &self.expected_role)?;
+        map.serialize_entry("pgbouncer", &self.pgbouncer)?;
+        map.serialize_entry("log_file", &self.log_file)?;
+        map.serialize_entry("certificate", &self.certificate)?;
+        map.serialize_entry("containers", &self.containers)?;
+        map.serialize_entry("custom", &self.custom)?;
+        map.end()
+    }
+}
+
+/// In the form of the file.
+impl Serialize for CustomCheck {
+    fn serialize<S: Serializer>(&self, serializer: S) -> Result<S::Ok, S::Error> {
+        #[derive(Serialize)]
+        struct Form<'a> {
+            name: &'a str,
+            #[serde(flatten)]
+            probe: &'a Probe,
+            unit: ValueUnit,
+            warn: Option<String>,
+            crit: Option<String>,
+            warn_below: Option<String>,
+            crit_below: Option<String>,
+            timeout: Option<String>,
+            hint: &'a Option<String>,
+        }
+        let above = |value: Option<f64>| value.filter(|_| !self.below).map(|value| self.unit.text(value));
+        let below = |value: Option<f64>| value.filter(|_| self.below).map(|value| self.unit.text(value));
+        let form = Form {
+            name: &self.name,
+            probe: &self.probe,
+            unit: self.unit,
+            warn: above(self.warn),
+            crit: above(self.crit),
+            warn_below: below(self.warn),
+            crit_below: below(self.crit),
+            timeout: self.timeout.map(quantity::duration_text),
+            hint: &self.hint,
+        };
+        form.serialize(serializer)
+    }
+}
+
+impl ValueUnit {
+    /// A threshold as it is written in the file.
+    fn text(self, value: f64) -> String {
+        match self {
+            Self::Count => value.to_string(),
+            Self::Bytes => quantity::size_text(value as u64),
+            Self::Seconds => quantity::duration_text(Duration::try_from_secs_f64(value).unwrap_or_default()),
+            Self::Ratio => format!("{}%", (value * 1e8).round() / 1e6),
+        }
+    }
 }
 
 /// The keys of the section that are no checks.

@@ -349,7 +349,7 @@ async fn a_procedure_runs_its_steps_verifies_and_leaves_one_audit_record() {
     let error = stage.resume(&report.id).await.unwrap_err();
     assert_eq!(
         error.to_string(),
-        format!("procedure {} has succeeded already", report.id)
+        format!("procedure {} has ended already (succeeded)", report.id)
     );
     assert_eq!(error.outcome().exit_code(), 3);
 }
