@@ -70,7 +70,6 @@ async fn by_psql(
         before: Some(shared.report.clone()),
         expected: Some(counts::expected(shared.section(), &shared.request.selection)),
         add_present: shared.request.selection.data_only,
-        last_statements: Vec::new(),
         one_transaction: shared.one_transaction(),
         cancellation: cancellation.clone(),
     };

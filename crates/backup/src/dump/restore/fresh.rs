@@ -257,6 +257,15 @@ impl Properties {
         }
     }
 
+    /// Encoding and locale of these, and nothing else.
+    pub(crate) fn only_locale(self) -> Self {
+        Self {
+            locale: self.locale,
+            open: true,
+            ..Self::default()
+        }
+    }
+
     /// An encoding that goes with no locale but C.
     pub(crate) fn in_c(encoding: &str) -> Self {
         let locale = format!(

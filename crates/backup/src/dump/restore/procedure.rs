@@ -8,7 +8,7 @@ use async_trait::async_trait;
 use pgmahout_postgres::connection::Connection;
 use pgmahout_postgres::params::ConnectionParameters;
 use pgmahout_procedure::confirm::Question;
-use pgmahout_procedure::report::{Level, Task, Unit};
+use pgmahout_procedure::report::{Level, Reporter, Task, Unit};
 use pgmahout_procedure::{
     Check, Measurement, Plan, PlanDetails, Problem, Procedure, Step, StepContext, StepError, Target,
 };
@@ -156,6 +156,36 @@ impl Restore {
             .lock()
             .unwrap_or_else(PoisonError::into_inner)
             .clone()
+    }
+
+    pub(crate) fn shared(&self) -> &Shared {
+        &self.shared
+    }
+
+    /// The same for another target.
+    pub(crate) fn into_target(self, target: ConnectionParameters) -> Self {
+        let shared = &self.shared;
+        let request = RestoreRequest {
+            target,
+            ..shared.request.clone()
+        };
+        Self::new(request, Arc::clone(&shared.dump), shared.report.clone())
+    }
+
+    /// The version of the dumped server, as far as it is known.
+    pub(crate) fn source_version(&self) -> Option<ServerVersion> {
+        source_version(&self.shared)
+    }
+
+    /// Creates the new database under this name.
+    pub(crate) async fn create_fresh(
+        &self,
+        administration: &Connection,
+        name: &str,
+        note: &str,
+        reporter: &dyn Reporter,
+    ) -> Result<(), RestoreError> {
+        create(&self.shared, administration, name, note, reporter).await
     }
 
     /// Why the dump itself cannot be restored, as the error that says it, if that is so: for callers that
@@ -869,7 +899,7 @@ async fn fill(
         shared.dump.describe(),
         shared.name()
     );
-    create(shared, administration, temporary, &note, context).await?;
+    create(shared, administration, temporary, &note, context.reporter).await?;
     let database = shared.request.target.with_database(temporary);
     let counts = engine::load(shared, &database, progress, context.cancellation).await?;
     engine::analyze(&database).await?;
@@ -883,7 +913,7 @@ async fn create(
     administration: &Connection,
     temporary: &str,
     note: &str,
-    context: &StepContext<'_>,
+    reporter: &dyn Reporter,
 ) -> Result<(), RestoreError> {
     if shared.request.mode == Mode::Replace {
         let properties = Properties::of(administration, shared.name()).await?;
@@ -907,7 +937,7 @@ async fn create(
                     let why = std::error::Error::source(&error)
                         .map(ToString::to_string)
                         .unwrap_or_default();
-                    context.reporter.message(
+                    reporter.message(
                         Level::Warning,
                         &format!("the locale of the dumped database is not to be had here ({why}); the new one has {}", properties.locale),
                     );

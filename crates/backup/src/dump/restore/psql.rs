@@ -46,8 +46,6 @@ pub(crate) struct Load {
     pub(crate) expected: Option<BTreeMap<TableName, u64>>,
     /// Whether the rows that were there before are to be added.
     pub(crate) add_present: bool,
-    /// Statements to run before the counts: masks.
-    pub(crate) last_statements: Vec<String>,
     /// One transaction; otherwise every statement takes effect by itself.
     pub(crate) one_transaction: bool,
     /// Stops it.
@@ -59,8 +57,6 @@ pub(crate) struct Load {
 pub(crate) struct Loaded {
     /// Row counts as found before the commit; empty without a transaction.
     pub(crate) counts: Vec<CountRow>,
-    /// What the stream held.
-    pub(crate) report: ScanReport,
 }
 
 /// Something that gives SQL, and at its end says whether it was whole.
@@ -206,17 +202,18 @@ impl Session {
                 why: "the file was changed while it was being restored".to_owned(),
             }));
         }
+        if load.before.is_none()
+            && let Some(error) = super::fitness::problems(&load.what, &report, 0)
+                .into_iter()
+                .next()
+        {
+            return Err(Stop::Ours(error));
+        }
         if !load.one_transaction {
             self.end()?;
-            return Ok(Loaded {
-                counts: Vec::new(),
-                report,
-            });
+            return Ok(Loaded { counts: Vec::new() });
         }
         self.send(b"\nRESET SESSION AUTHORIZATION;\nSET LOCAL row_security = off;\n")?;
-        for statement in &load.last_statements {
-            self.send(format!("{statement};\n").as_bytes())?;
-        }
         let expected = expected.get_or_insert_with(|| {
             let section = report.sections.first();
             section
@@ -247,7 +244,7 @@ impl Session {
         }
         self.committing = false;
         self.end()?;
-        Ok(Loaded { counts, report })
+        Ok(Loaded { counts })
     }
 
     /// Passes the dump on, rewritten.
@@ -268,6 +265,13 @@ impl Session {
             if load.before.is_none() {
                 super::fitness::check_stream(&load.what, rewriter.report())?;
             }
+        }
+        if rewriter.late_rows() && !load.selection.after_rows.is_empty() {
+            return Err(Stop::Ours(RestoreError::Refused {
+                what: load.what.clone(),
+                why: "rows come after the masks, which would not have seen them".to_owned(),
+                hint: "everything was rolled back; please report this with the version of pg_dump".to_owned(),
+            }));
         }
         let (out, report) = rewriter.finish();
         self.send(&out)?;

@@ -251,6 +251,12 @@ impl Visit for Builder {
             return;
         }
         let permitted = line_start && is_restriction(text);
+        // The key is another one each time pg_restore writes it, and of no interest.
+        let line = if permitted {
+            line.split(' ').next().unwrap_or_default()
+        } else {
+            line
+        };
         let section = self.section();
         if section.metas.len() < KEPT {
             section.metas.push(Meta {

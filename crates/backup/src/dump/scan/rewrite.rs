@@ -40,6 +40,8 @@ pub struct Selection {
     pub no_acl: bool,
     /// Roles to replace, by name.
     pub owner_map: BTreeMap<String, String>,
+    /// Statements to run when all rows are there and before indexes, constraints and triggers are: masks.
+    pub after_rows: Vec<String>,
 }
 
 impl Selection {
@@ -88,6 +90,11 @@ struct Work {
     mode: Mode,
     held: Vec<u8>,
     out: Vec<u8>,
+    /// Whether rows of tables were announced.
+    rows_seen: bool,
+    /// Whether [`Selection::after_rows`] were given out.
+    after_rows_done: bool,
+    late_rows: bool,
 }
 
 #[derive(Debug, Default)]
@@ -110,6 +117,9 @@ impl Rewriter {
                 mode: Mode::Hold,
                 held: Vec::new(),
                 out: Vec::new(),
+                rows_seen: false,
+                after_rows_done: false,
+                late_rows: false,
             },
         }
     }
@@ -124,6 +134,11 @@ impl Rewriter {
     /// What was seen so far.
     pub fn report(&self) -> &ScanReport {
         self.work.builder.report()
+    }
+
+    /// Whether rows came after [`Selection::after_rows`]: then these did not see all rows.
+    pub fn late_rows(&self) -> bool {
+        self.work.late_rows
     }
 
     /// The stream has ended. Gives what was held back, and the report.
@@ -146,6 +161,16 @@ impl Work {
         self.selection
             .section
             .is_none_or(|wanted| wanted == self.section && !self.ended)
+    }
+
+    fn give_after_rows(&mut self) {
+        if !std::mem::replace(&mut self.after_rows_done, true) {
+            for statement in &self.selection.after_rows {
+                self.out.extend_from_slice(b"\n");
+                self.out.extend_from_slice(statement.as_bytes());
+                self.out.extend_from_slice(b";\n");
+            }
+        }
     }
 
     /// What is known from the first word and the entry's comment.
@@ -267,12 +292,20 @@ impl Visit for Work {
             let text = String::from_utf8_lossy(text);
             if let Some(entry) = parse_entry(&text) {
                 self.entry = entry;
+                // Every table's rows come in one run, after the definitions and before what is built on rows.
+                match self.entry.kind.as_str() {
+                    "TABLE DATA" => self.rows_seen = true,
+                    "SEQUENCE SET" | "BLOBS" | "LARGE OBJECTS" => {}
+                    _ if self.rows_seen => self.give_after_rows(),
+                    _ => {}
+                }
             }
         }
     }
 
     fn statement_started(&mut self, keyword: &str, at: Position) {
         self.builder.statement_started(keyword, at);
+        self.late_rows |= self.after_rows_done && matches!(keyword, "copy" | "insert");
         self.mode = match self.decide(keyword) {
             Mode::Hold => Mode::Hold,
             decided => {

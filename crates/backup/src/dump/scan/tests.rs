@@ -423,6 +423,26 @@ fn one_database_is_cut_out_of_a_stream_of_several() {
     assert!(!text.contains("shop.customers") && text.contains("other.customers"));
 }
 
+#[test]
+fn masks_run_when_all_rows_are_there_and_nothing_is_built_on_them() {
+    let dump = DUMP.replace("BEGIN;\n", "--\n-- Name: t t_pkey; Type: CONSTRAINT; Schema: shop; Owner: alice\n--\n\nALTER TABLE t ADD PRIMARY KEY (id);\n");
+    let selection = Selection {
+        after_rows: vec!["UPDATE x SET y = 1".to_owned()],
+        ..Selection::default()
+    };
+    let text = rewritten(selection.clone(), &dump);
+    let place = |needle: &str| text.find(needle).unwrap_or_else(|| panic!("{needle} in {text}"));
+    assert!(place("\\.\n") < place("UPDATE x"));
+    assert!(place("UPDATE x") < place("ADD PRIMARY KEY"));
+    assert_eq!(text.matches("UPDATE x").count(), 1);
+    // Without anything built on rows: at the end.
+    let text = rewritten(selection.clone(), "COPY t FROM stdin;\n1\n\\.\n");
+    assert!(text.ends_with("\\.\n\nUPDATE x SET y = 1;\n"), "{text:?}");
+    let mut rewriter = Rewriter::new(selection);
+    rewriter.feed(format!("{dump}\nCOPY t FROM stdin;\n1\n\\.\n").as_bytes());
+    assert!(rewriter.late_rows());
+}
+
 fn pieces() -> impl Strategy<Value = String> {
     let piece = prop_oneof![
         Just("'".to_owned()),
