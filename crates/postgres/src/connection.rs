@@ -81,7 +81,7 @@ impl Connection {
     /// Connects to the first host and address that gives a session of the wanted kind.
     ///
     /// Costs no query of its own: version, recovery state and process id come with the server's greeting.
-    /// Not cancellation-safe only in the sense that a session which was half open is dropped.
+    /// Dropping the future ends a session that is half open.
     ///
     /// # Errors
     ///

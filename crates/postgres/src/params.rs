@@ -5,7 +5,8 @@
 //! file is read when a connection is made, for its lines depend on host and database.
 //!
 //! Left out: GSSAPI (authentication and encryption), Kerberos, LDAP service lookup, OAuth, passphrases of
-//! client keys, TLS key logs. Options that would weaken security if they were ignored are refused.
+//! client keys, TLS key logs; the session always speaks UTF-8, and `PGTZ`, `PGDATESTYLE` and `PGGEQO` are
+//! not passed on. Options that would weaken security if they were ignored are refused.
 
 mod client_environment;
 mod conninfo;

@@ -53,11 +53,19 @@ pub(crate) struct TlsFailure {
 
 impl TlsFailure {
     fn files(text: impl Into<String>, hint: impl Into<String>) -> Self {
-        Self { kind: ConnectErrorKind::TlsFiles, text: text.into(), hint: Some(hint.into()) }
+        Self {
+            kind: ConnectErrorKind::TlsFiles,
+            text: text.into(),
+            hint: Some(hint.into()),
+        }
     }
 
     fn handshake(text: impl Into<String>) -> Self {
-        Self { kind: ConnectErrorKind::TlsFailed, text: text.into(), hint: None }
+        Self {
+            kind: ConnectErrorKind::TlsFailed,
+            text: text.into(),
+            hint: None,
+        }
     }
 }
 
@@ -81,6 +89,8 @@ pub(crate) struct Secured<S> {
 /// The protocol's name in TLS (PostgreSQL documentation, "SSL Session Encryption": ALPN, servers 17+).
 const PROTOCOL: &[u8] = b"postgresql";
 
+const TOO_OLD_FOR_DIRECT: &str = "servers before 17 know no direct TLS: leave sslnegotiation=direct out";
+
 /// Encrypts a connected stream. `name` is what the certificate must name under `verify-full`.
 pub(crate) async fn handshake<S: AsyncRead + AsyncWrite + Unpin>(
     stream: S,
@@ -99,12 +109,14 @@ pub(crate) async fn handshake<S: AsyncRead + AsyncWrite + Unpin>(
     )?);
     let resolver = Arc::new(client_certificate::Resolver::new(identity));
 
-    let versions: Vec<&rustls::SupportedProtocolVersion> =
-        [(TlsVersion::V13, &rustls::version::TLS13), (TlsVersion::V12, &rustls::version::TLS12)]
-            .into_iter()
-            .filter(|(version, _)| (parameters.minimum_version..=parameters.maximum_version).contains(version))
-            .map(|(_, version)| version)
-            .collect();
+    let versions: Vec<&rustls::SupportedProtocolVersion> = [
+        (TlsVersion::V13, &rustls::version::TLS13),
+        (TlsVersion::V12, &rustls::version::TLS12),
+    ]
+    .into_iter()
+    .filter(|(version, _)| (parameters.minimum_version..=parameters.maximum_version).contains(version))
+    .map(|(_, version)| version)
+    .collect();
     let mut config = rustls::ClientConfig::builder_with_provider(provider)
         .with_protocol_versions(&versions)
         .map_err(|error| TlsFailure::handshake(format!("TLS cannot be set up: {error}")))?
@@ -116,12 +128,18 @@ pub(crate) async fn handshake<S: AsyncRead + AsyncWrite + Unpin>(
     let (server_name, has_name) = server_name(name);
     config.enable_sni = parameters.server_name_indication && has_name;
 
-    let connected = tokio_rustls::TlsConnector::from(Arc::new(config)).connect(server_name, stream).await;
+    let connected = tokio_rustls::TlsConnector::from(Arc::new(config))
+        .connect(server_name, stream)
+        .await;
     let stream = match connected {
         Ok(stream) => stream,
         Err(error) => {
             return Err(match verifier.rejection() {
                 Some(rejection) => rejection.into(),
+                None if parameters.negotiation == SslNegotiation::Direct => TlsFailure {
+                    hint: Some(TOO_OLD_FOR_DIRECT.to_owned()),
+                    ..TlsFailure::handshake(describe(&error))
+                },
                 None => TlsFailure::handshake(describe(&error)),
             });
         }
@@ -129,7 +147,7 @@ pub(crate) async fn handshake<S: AsyncRead + AsyncWrite + Unpin>(
     let (_, session) = stream.get_ref();
     if parameters.negotiation == SslNegotiation::Direct && session.alpn_protocol() != Some(PROTOCOL) {
         return Err(TlsFailure {
-            hint: Some("servers before 17 know no direct TLS: leave sslnegotiation=direct out".to_owned()),
+            hint: Some(TOO_OLD_FOR_DIRECT.to_owned()),
             ..TlsFailure::handshake("the server did not confirm PostgreSQL's protocol for direct TLS")
         });
     }
@@ -163,8 +181,15 @@ pub(crate) async fn handshake<S: AsyncRead + AsyncWrite + Unpin>(
     for warning in &facts.warnings {
         tracing::warn!("{warning}");
     }
-    let end_point = facts.peer_certificates.first().and_then(|certificate| end_point::hash(certificate));
-    Ok(Secured { stream, end_point, facts })
+    let end_point = facts
+        .peer_certificates
+        .first()
+        .and_then(|certificate| end_point::hash(certificate));
+    Ok(Secured {
+        stream,
+        end_point,
+        facts,
+    })
 }
 
 /// What rustls needs for the SNI extension. A name that cannot be sent there is not sent: our verifier
@@ -173,7 +198,10 @@ fn server_name(name: Option<&str>) -> (ServerName<'static>, bool) {
     match name.and_then(|name| ServerName::try_from(name.trim_end_matches('.').to_owned()).ok()) {
         Some(name @ ServerName::DnsName(_)) => (name, true),
         Some(name) => (name, false),
-        None => (ServerName::IpAddress(IpAddr::from(std::net::IpAddr::V4(Ipv4Addr::UNSPECIFIED))), false),
+        None => (
+            ServerName::IpAddress(IpAddr::from(std::net::IpAddr::V4(Ipv4Addr::UNSPECIFIED))),
+            false,
+        ),
     }
 }
 

@@ -73,7 +73,10 @@ impl Configuration {
 
     /// The line that counts.
     pub fn setting(&self, name: &str) -> Option<&ConfSetting> {
-        self.settings.iter().rev().find(|setting| setting.name.eq_ignore_ascii_case(name))
+        self.settings
+            .iter()
+            .rev()
+            .find(|setting| setting.name.eq_ignore_ascii_case(name))
     }
 
     /// Every line that sets something, also those that a later one overrides.
@@ -88,10 +91,14 @@ impl Configuration {
 
     fn add_file(&mut self, path: &Path, depth: usize) -> Result<(), ConfError> {
         if depth > DEEPEST {
-            return Err(ConfError::TooDeep { path: path.to_owned() });
+            return Err(ConfError::TooDeep {
+                path: path.to_owned(),
+            });
         }
-        let bytes = std::fs::read(path)
-            .map_err(|source| ConfError::Unreadable { path: path.to_owned(), source })?;
+        let bytes = std::fs::read(path).map_err(|source| ConfError::Unreadable {
+            path: path.to_owned(),
+            source,
+        })?;
         self.add_text(&String::from_utf8_lossy(&bytes), path, depth)
     }
 
@@ -99,8 +106,14 @@ impl Configuration {
         self.files.push(path.to_owned());
         for (index, line) in text.split('\n').enumerate() {
             let number = index + 1;
-            let syntax = |what: String| ConfError::Syntax { path: path.to_owned(), line: number, what };
-            let Line::Setting { name, value, .. } = read_line(line).map_err(syntax)? else { continue };
+            let syntax = |what: String| ConfError::Syntax {
+                path: path.to_owned(),
+                line: number,
+                what,
+            };
+            let Line::Setting { name, value, .. } = read_line(line).map_err(syntax)? else {
+                continue;
+            };
             let beside = || path.parent().unwrap_or(Path::new(".")).join(&value);
             match name.to_ascii_lowercase().as_str() {
                 "include" => self.add_file(&beside(), depth + 1)?,
@@ -130,12 +143,18 @@ impl Configuration {
 /// The files of an `include_dir`: names that end in `.conf` and do not begin with a dot, in the order of
 /// their bytes (`conffiles.c`, `GetConfFilesInDir`).
 fn conf_files(directory: &Path) -> Result<Vec<PathBuf>, ConfError> {
-    let unreadable = |source| ConfError::Unreadable { path: directory.to_owned(), source };
+    let unreadable = |source| ConfError::Unreadable {
+        path: directory.to_owned(),
+        source,
+    };
     let mut files = Vec::new();
     for entry in std::fs::read_dir(directory).map_err(unreadable)? {
         let path = entry.map_err(unreadable)?.path();
-        let name = path.file_name().map(|name| name.to_string_lossy().into_owned()).unwrap_or_default();
-        let is_conf = name.len() > 5 && name.ends_with(".conf") && !name.starts_with('.');
+        let name = path
+            .file_name()
+            .map(|name| name.to_string_lossy().into_owned())
+            .unwrap_or_default();
+        let is_conf = name.len() > 5 && name.as_bytes().ends_with(b".conf") && !name.starts_with('.');
         if is_conf && !path.is_dir() {
             files.push(path);
         }

@@ -167,7 +167,7 @@ impl ConnectError {
             target: parameters.describe(),
             kind: decisive.map_or(ConnectErrorKind::Other, |attempt| attempt.failure.kind),
             sqlstate: decisive.and_then(|attempt| attempt.failure.sqlstate.clone()),
-            hint: decisive.and_then(|attempt| hint(attempt, parameters)),
+            hint: decisive.map(|attempt| hint(attempt, parameters)),
             attempts: chain,
         }
     }
@@ -201,10 +201,10 @@ impl Diagnose for ConnectError {
     }
 }
 
-fn hint(attempt: &Attempt, parameters: &ConnectionParameters) -> Option<String> {
+fn hint(attempt: &Attempt, parameters: &ConnectionParameters) -> String {
     use ConnectErrorKind as Kind;
     if let Some(ignored) = &attempt.ignored_password_file {
-        return Some(ignored.hint());
+        return ignored.hint();
     }
     let port = attempt.host.port;
     let name = attempt.host.name();
@@ -277,8 +277,8 @@ fn hint(attempt: &Attempt, parameters: &ConnectionParameters) -> Option<String> 
         ),
     };
     match &attempt.failure.hint {
-        Some(hint) => Some(hint.clone()),
-        None if generic.is_empty() => Some("read the server's log for this connection".to_owned()),
-        None => Some(generic),
+        Some(hint) => hint.clone(),
+        None if generic.is_empty() => "read the server's log for this connection".to_owned(),
+        None => generic,
     }
 }

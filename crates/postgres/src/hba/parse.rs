@@ -25,13 +25,19 @@ impl HbaFile {
     ///
     /// As [`HbaFile::read`].
     pub fn parse(text: &str, path: &Path) -> Result<Self, HbaError> {
-        Ok(Self { path: path.to_owned(), lines: parse_text(text, path, 0)?, changed: false })
+        Ok(Self {
+            path: path.to_owned(),
+            lines: parse_text(text, path, 0)?,
+            changed: false,
+        })
     }
 }
 
 fn read_text(path: &Path) -> Result<String, HbaError> {
-    let bytes =
-        std::fs::read(path).map_err(|source| HbaError::Unreadable { path: path.to_owned(), source })?;
+    let bytes = std::fs::read(path).map_err(|source| HbaError::Unreadable {
+        path: path.to_owned(),
+        source,
+    })?;
     String::from_utf8(bytes).map_err(|error| HbaError::Unreadable {
         path: path.to_owned(),
         source: std::io::Error::new(std::io::ErrorKind::InvalidData, error),
@@ -64,7 +70,12 @@ fn parse_text(text: &str, path: &Path, depth: usize) -> Result<Vec<HbaLine>, Hba
     for (raw, joined, number) in logical_lines(text) {
         let place = Place { path, number, depth };
         let content = parse_line(&joined, &place)?;
-        lines.push(HbaLine { text: raw, number, file: path.to_owned(), content });
+        lines.push(HbaLine {
+            text: raw,
+            number,
+            file: path.to_owned(),
+            content,
+        });
     }
     Ok(lines)
 }
@@ -77,7 +88,11 @@ struct Place<'a> {
 
 impl Place<'_> {
     fn wrong(&self, what: impl Into<String>) -> HbaError {
-        HbaError::Syntax { path: self.path.to_owned(), line: self.number, what: what.into() }
+        HbaError::Syntax {
+            path: self.path.to_owned(),
+            line: self.number,
+            what: what.into(),
+        }
     }
 
     fn beside(&self, name: &str) -> PathBuf {
@@ -86,7 +101,11 @@ impl Place<'_> {
 }
 
 pub(super) fn parse_rule(line: &str, path: &Path) -> Result<HbaRule, HbaError> {
-    let place = Place { path, number: 0, depth: 0 };
+    let place = Place {
+        path,
+        number: 0,
+        depth: 0,
+    };
     match parse_line(line, &place)? {
         HbaContent::Rule(rule) => Ok(rule),
         _ => Err(place.wrong("this is no rule")),
@@ -95,9 +114,14 @@ pub(super) fn parse_rule(line: &str, path: &Path) -> Result<HbaRule, HbaError> {
 
 fn parse_line(line: &str, place: &Place<'_>) -> Result<HbaContent, HbaError> {
     let fields = token::fields(line);
-    let Some(first) = fields.first() else { return Ok(HbaContent::Nothing) };
+    let Some(first) = fields.first() else {
+        return Ok(HbaContent::Nothing);
+    };
     if let ([directive], [_, target]) = (first.as_slice(), fields.as_slice())
-        && matches!(directive.text.as_str(), "include" | "include_if_exists" | "include_dir")
+        && matches!(
+            directive.text.as_str(),
+            "include" | "include_if_exists" | "include_dir"
+        )
         && let [target] = target.as_slice()
     {
         return include(&directive.text, &target.text, place);
@@ -116,11 +140,17 @@ fn include(directive: &str, target: &str, place: &Place<'_>) -> Result<HbaConten
     let path = place.beside(target);
     let mut files = Vec::new();
     if directive == "include_dir" {
-        let unreadable = |source| HbaError::Unreadable { path: path.clone(), source };
+        let unreadable = |source| HbaError::Unreadable {
+            path: path.clone(),
+            source,
+        };
         for entry in std::fs::read_dir(&path).map_err(unreadable)? {
             let file = entry.map_err(unreadable)?.path();
-            let name = file.file_name().map(|name| name.to_string_lossy().into_owned()).unwrap_or_default();
-            if name.len() > 5 && name.ends_with(".conf") && !name.starts_with('.') {
+            let name = file
+                .file_name()
+                .map(|name| name.to_string_lossy().into_owned())
+                .unwrap_or_default();
+            if name.len() > 5 && name.as_bytes().ends_with(b".conf") && !name.starts_with('.') {
                 files.push(file);
             }
         }
@@ -132,14 +162,21 @@ fn include(directive: &str, target: &str, place: &Place<'_>) -> Result<HbaConten
     for file in files {
         lines.extend(parse_text(&read_text(&file)?, &file, place.depth + 1)?);
     }
-    Ok(HbaContent::Include { directive: directive.to_owned(), target: target.to_owned(), lines })
+    Ok(HbaContent::Include {
+        directive: directive.to_owned(),
+        target: target.to_owned(),
+        lines,
+    })
 }
 
 /// Resolves `@file`: the words of the file, each line of it too.
 fn expand(field: Vec<HbaToken>, place: &Place<'_>, depth: usize) -> Result<Vec<HbaToken>, HbaError> {
     let mut expanded = Vec::new();
     for token in field {
-        let name = token.text.strip_prefix('@').filter(|name| !token.quoted && !name.is_empty());
+        let name = token
+            .text
+            .strip_prefix('@')
+            .filter(|name| !token.quoted && !name.is_empty());
         let Some(name) = name else {
             expanded.push(token);
             continue;
@@ -149,7 +186,11 @@ fn expand(field: Vec<HbaToken>, place: &Place<'_>, depth: usize) -> Result<Vec<H
         }
         let path = place.beside(name);
         let text = read_text(&path)?;
-        let inner = Place { path: &path, number: 1, depth: place.depth };
+        let inner = Place {
+            path: &path,
+            number: 1,
+            depth: place.depth,
+        };
         for (_, line, _) in logical_lines(&text) {
             for field in token::fields(&line) {
                 expanded.extend(expand(field, &inner, depth + 1)?);
@@ -159,7 +200,11 @@ fn expand(field: Vec<HbaToken>, place: &Place<'_>, depth: usize) -> Result<Vec<H
     Ok(expanded)
 }
 
-fn single<'a>(field: Option<&'a Vec<HbaToken>>, what: &str, place: &Place<'_>) -> Result<&'a HbaToken, HbaError> {
+fn single<'a>(
+    field: Option<&'a Vec<HbaToken>>,
+    what: &str,
+    place: &Place<'_>,
+) -> Result<&'a HbaToken, HbaError> {
     match field.map(Vec::as_slice) {
         Some([token]) => Ok(token),
         Some(_) => Err(place.wrong(format!("there can be only one {what}"))),
@@ -193,7 +238,9 @@ fn rule(fields: &[Vec<HbaToken>], place: &Place<'_>) -> Result<HbaRule, HbaError
         .find(|connection| connection.as_str() == word.text)
         .ok_or_else(|| place.wrong(format!("\"{}\" is no connection type", word.text)))?;
     let list = |field: Option<&Vec<HbaToken>>, what: &str| {
-        field.cloned().ok_or_else(|| place.wrong(format!("the line ends before the {what}")))
+        field
+            .cloned()
+            .ok_or_else(|| place.wrong(format!("the line ends before the {what}")))
     };
     let databases = list(fields.next(), "database")?;
     let users = list(fields.next(), "role")?;
@@ -203,7 +250,9 @@ fn rule(fields: &[Vec<HbaToken>], place: &Place<'_>) -> Result<HbaRule, HbaError
         let token = single(fields.next(), "address", place)?;
         Some(address(token, &mut fields, place)?)
     };
-    let method = single(fields.next(), "authentication method", place)?.text.clone();
+    let method = single(fields.next(), "authentication method", place)?
+        .text
+        .clone();
     if !METHODS.contains(&method.as_str()) && method != "oauth" {
         return Err(place.wrong(format!("\"{method}\" is no authentication method")));
     }
@@ -217,7 +266,14 @@ fn rule(fields: &[Vec<HbaToken>], place: &Place<'_>) -> Result<HbaRule, HbaError
             options.push((name.to_owned(), value.to_owned()));
         }
     }
-    Ok(HbaRule { connection, databases, users, address, method, options })
+    Ok(HbaRule {
+        connection,
+        databases,
+        users,
+        address,
+        method,
+        options,
+    })
 }
 
 fn address<'a>(
@@ -225,9 +281,11 @@ fn address<'a>(
     fields: &mut impl Iterator<Item = &'a Vec<HbaToken>>,
     place: &Place<'_>,
 ) -> Result<HbaAddress, HbaError> {
-    for (keyword, address) in
-        [("all", HbaAddress::All), ("samehost", HbaAddress::SameHost), ("samenet", HbaAddress::SameNet)]
-    {
+    for (keyword, address) in [
+        ("all", HbaAddress::All),
+        ("samehost", HbaAddress::SameHost),
+        ("samenet", HbaAddress::SameNet),
+    ] {
         if token.is_keyword(keyword) {
             return Ok(address);
         }
@@ -247,7 +305,9 @@ fn address<'a>(
         return Ok(HbaAddress::Host(token.text.clone()));
     };
     let text = &single(fields.next(), "mask", place)?.text;
-    let mask: IpAddr = text.parse().map_err(|_| place.wrong(format!("\"{text}\" is no mask")))?;
+    let mask: IpAddr = text
+        .parse()
+        .map_err(|_| place.wrong(format!("\"{text}\" is no mask")))?;
     if address.is_ipv4() != mask.is_ipv4() {
         return Err(place.wrong("address and mask are of different kinds"));
     }

@@ -7,7 +7,7 @@ use pgmahout_testkit::postgres::{Major, Postgres};
 use pgmahout_types::diagnostic::Diagnose;
 use std::time::Duration;
 
-const LIMIT: Duration = Duration::from_secs(60);
+const LIMIT: Duration = Duration::from_mins(1);
 
 #[tokio::test]
 async fn a_server_is_started_reloaded_restarted_and_stopped() {
@@ -166,7 +166,7 @@ fn the_programs_of_every_version_are_found() {
         )
         .expect("found");
         assert_eq!(binary.version.major(), major.number());
-        assert_eq!(binary.directory(), major.bin_dir());
+        assert_eq!(binary.directory(), major.bin_dir().canonicalize().expect("there"));
     }
     let debian = Binaries::find("pg_dump", Requirement::AtLeast(15), None).expect("Debian's is installed");
     assert!(debian.version.major() >= 15);

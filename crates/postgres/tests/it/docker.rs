@@ -114,7 +114,7 @@ fn answer(request: &str, body: &str, state: &mut State) -> (Vec<u8>, bool) {
     let path = target.strip_prefix("/v1.41").unwrap_or(target);
     let no_content = b"HTTP/1.1 204 No Content\r\n\r\n".to_vec();
     let reply = match (method, path) {
-        (_, "/version") | (_, "/_ping") => json(
+        (_, "/version" | "/_ping") => json(
             "200 OK",
             r#"{"ApiVersion":"1.41","MinAPIVersion":"1.12","Version":"20.10.24"}"#,
         ),

@@ -2,10 +2,13 @@
 
 use crate::{open, parameters, rendered};
 use pgmahout_postgres::connection::{ConnectErrorKind, Connection};
+use pgmahout_postgres::control::{PgCtl, ServerControl};
+use pgmahout_testkit::pgbouncer::PgBouncer;
 use pgmahout_testkit::ports::Port;
 use pgmahout_testkit::postgres::{Major, Postgres};
 use pgmahout_types::diagnostic::Diagnose;
 use std::collections::BTreeSet;
+use std::time::Duration;
 
 #[tokio::test]
 async fn a_dead_first_host_is_passed_over() {
@@ -141,4 +144,46 @@ async fn random_order_reaches_every_host() {
         reached.insert(connection.parameters().hosts[0].port);
     }
     assert_eq!(reached, BTreeSet::from([one.port(), two.port()]));
+}
+
+#[tokio::test]
+async fn a_server_that_accepts_no_connections_yet_is_passed_over() {
+    for major in Major::all() {
+        let primary = Postgres::start(major).await;
+        // A warm standby answers every connection with 57P03.
+        let warm = primary.standby("warm").setting("hot_standby", "off").prepare();
+        PgCtl::new(warm.bin_dir(), warm.data_dir())
+            .start(Duration::from_mins(1))
+            .await
+            .expect("starts");
+        let error = open(&warm.dsn("postgres")).await.expect_err("not accepting");
+        assert_eq!(
+            (error.kind(), error.sqlstate()),
+            (ConnectErrorKind::NotAccepting, Some("57P03")),
+            "{}",
+            rendered(&error)
+        );
+        assert!(error.hint().is_some_and(|hint| hint.contains("pg_isready")));
+        let dsn = format!(
+            "host=127.0.0.1,127.0.0.1 port={},{} user=postgres",
+            warm.port(),
+            primary.port()
+        );
+        let connection = open(&dsn).await.expect("goes on to the next host");
+        assert_eq!(connection.parameters().hosts[0].port, primary.port());
+    }
+}
+
+#[tokio::test]
+async fn pgbouncer_and_its_console_can_be_talked_to() {
+    let server = Postgres::start(Major::V18).await;
+    let bouncer = PgBouncer::start(&server, &[]).await;
+    let through = open(&bouncer.dsn("postgres")).await.expect("connects");
+    assert_eq!(through.server_version().major(), 18);
+    // target_session_attrs works where the proxy does not report the state of recovery.
+    let dsn = format!("{}?target_session_attrs=primary", bouncer.dsn("postgres"));
+    open(&dsn).await.expect("connects");
+    let console = open(&bouncer.dsn("pgbouncer")).await.expect("connects");
+    let rows = console.simple_query("SHOW VERSION").await.expect("answers");
+    assert!(!rows.is_empty());
 }

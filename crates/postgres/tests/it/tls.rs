@@ -514,6 +514,22 @@ async fn the_certificates_of_a_server_can_be_seen_without_logging_in() {
 }
 
 #[tokio::test]
+async fn direct_negotiation_with_an_old_server_says_so() {
+    let server = server_with(&Authority::new("a").server(HOST, &[HOST], Validity::default())).await;
+    let error = open(&dsn(&server, "sslmode=require sslnegotiation=direct"))
+        .await
+        .expect_err("too old");
+    assert_eq!(error.kind(), ConnectErrorKind::TlsFailed, "{}", rendered(&error));
+    assert!(
+        error
+            .hint()
+            .is_some_and(|hint| hint.contains("servers before 17")),
+        "{:?}",
+        error.hint()
+    );
+}
+
+#[tokio::test]
 async fn a_revoked_certificate_is_refused() {
     let files = Files::new();
     let directory = files.0.path();
@@ -574,7 +590,7 @@ async fn a_revoked_certificate_is_refused() {
                 "ca", "-gencrl", "-config", "ca.cnf", "-cert", "root.crt", "-keyfile", "root.key",
                 "-crldays", "7", "-out", name,
             ],
-        )
+        );
     };
     list("clean.crl");
     openssl(
