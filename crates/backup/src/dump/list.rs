@@ -19,6 +19,8 @@ pub struct DumpSummary {
     pub database: Option<String>,
     /// `full`, `schema` or `data`.
     pub contents: Option<&'static str>,
+    /// Whether it is of the whole database, not of some tables or schemas.
+    pub whole_database: Option<bool>,
     /// `plain`, `custom` or `directory`.
     pub format: Option<&'static str>,
     /// The compression, for example `gzip:6`.
@@ -107,6 +109,7 @@ pub fn dump(entry: &Entry, place: &Place, now: Timestamp) -> DumpSummary {
         location: place.describe_file(&entry.file),
         database: manifest.map(|manifest| manifest.database.name.clone()),
         contents: manifest.map(|manifest| manifest.options.contents.as_str()),
+        whole_database: manifest.map(|manifest| manifest.options.is_whole_database()),
         format: manifest.map(|manifest| manifest.options.format.as_str()),
         compression: manifest.map(|manifest| manifest.compression.clone()),
         encrypted: manifest.map(|manifest| manifest.encryption.is_some()),

@@ -19,7 +19,7 @@ use super::super::manifest::{
 use super::archive::{Inside, Making, Stored};
 use super::outlet::{Passed, Treatment};
 use super::programs::Programs;
-use super::request::CreateRequest;
+use super::request::{CreateRequest, Scope};
 use super::session::Session;
 use super::tables::{self, Table};
 use super::warnings;
@@ -140,11 +140,10 @@ impl Workshop<'_> {
             unpublished.discard(&self.request.place).await;
             return Err(error);
         }
-        manifest.warnings.extend(warnings::about(
-            &manifest,
-            inside.tables(options.contents),
-            previous.as_ref(),
-        ));
+        let maintenance =
+            self.request.scope == Scope::AllDatabases && manifest.database.name == "postgres";
+        let tables = inside.tables(options.contents);
+        manifest.warnings.extend(warnings::about(&manifest, tables, previous.as_ref(), maintenance));
         for warning in &manifest.warnings {
             self.reporter.message(Level::Warning, warning);
         }

@@ -8,11 +8,17 @@ use super::super::manifest::{Contents, DumpManifest};
 /// many of it.
 const SHRUNK: u64 = 2;
 
-/// Warns of a dump without tables, and of one that shrank.
-pub(super) fn about(manifest: &DumpManifest, tables: usize, previous: Option<&DumpManifest>) -> Vec<String> {
+/// Warns of a dump without tables, and of one that shrank. `maintenance`: the database is one that servers
+/// have for their administrators, and that is usually empty.
+pub(super) fn about(
+    manifest: &DumpManifest,
+    tables: usize,
+    previous: Option<&DumpManifest>,
+    maintenance: bool,
+) -> Vec<String> {
     let mut warnings = Vec::new();
     let database = &manifest.database.name;
-    if tables == 0 && manifest.options.is_whole_database() {
+    if tables == 0 && manifest.options.is_whole_database() && !maintenance {
         let what = match manifest.options.contents {
             Contents::Data => "no table's rows",
             _ => "no table",
@@ -53,15 +59,15 @@ mod tests {
 
     #[test]
     fn a_dump_of_half_the_size_is_not_yet_suspicious_but_less_is() {
-        assert_eq!(about(&of(50), 1, Some(&of(100))), Vec::<String>::new());
-        let warnings = about(&of(49), 1, Some(&of(100)));
+        assert_eq!(about(&of(50), 1, Some(&of(100)), false), Vec::<String>::new());
+        let warnings = about(&of(49), 1, Some(&of(100)), false);
         assert!(warnings[0].contains("right server"), "{warnings:?}");
         assert!(warnings[0].contains("100 B"), "{warnings:?}");
     }
 
     #[test]
     fn a_dump_without_tables_names_the_usual_causes() {
-        let warnings = about(&of(50), 0, None);
+        let warnings = about(&of(50), 0, None, false);
         assert!(
             warnings[0].contains("empty") && warnings[0].contains("name"),
             "{warnings:?}"
@@ -72,6 +78,6 @@ mod tests {
     fn forms_are_not_compared_with_each_other() {
         let mut custom = of(1);
         custom.options.format = Format::Custom;
-        assert_eq!(about(&custom, 1, Some(&of(100))), Vec::<String>::new());
+        assert_eq!(about(&custom, 1, Some(&of(100)), false), Vec::<String>::new());
     }
 }

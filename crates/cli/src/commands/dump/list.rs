@@ -110,7 +110,9 @@ fn row(dump: &DumpSummary, palette: &Palette) -> Vec<String> {
     vec![
         dump.file.clone(),
         dump.database.clone().unwrap_or_else(unknown),
-        dump.contents.map_or_else(unknown, str::to_owned),
+        dump.contents.map_or_else(unknown, |contents| {
+            if dump.whole_database == Some(false) { format!("{contents}, part") } else { contents.to_owned() }
+        }),
         time(dump.taken_at),
         age(dump.age_seconds),
         Bytes::new(dump.bytes).to_string(),
