@@ -193,7 +193,8 @@ impl Printer {
         }
         let mut text: String = table
             .lines()
-            .map(|line| format!("{}\n", line.trim_end()))
+            // The first column's padding on its left is no use without a border.
+            .map(|line| format!("{}\n", line.strip_prefix(' ').unwrap_or(&line).trim_end()))
             .collect::<Vec<_>>()
             .concat();
         if text.is_empty() {
