@@ -1,5 +1,6 @@
 //! `pgmahout dump`.
 
+mod copy;
 mod create;
 mod expire;
 mod keys;
@@ -7,6 +8,7 @@ mod list;
 mod place;
 mod restore;
 mod show;
+mod verify;
 
 use pgmahout_config::Settings;
 
@@ -24,6 +26,8 @@ pub(crate) enum Command {
     Show(show::Args),
     Expire(expire::Args),
     Restore(Box<restore::Args>),
+    Copy(copy::Args),
+    Verify(verify::Args),
 }
 
 pub(crate) async fn run(command: Command, context: &Context) -> Result<ExitStatus, Failure> {
@@ -33,6 +37,8 @@ pub(crate) async fn run(command: Command, context: &Context) -> Result<ExitStatu
         Command::Show(args) => show::run(args, context).await,
         Command::Expire(args) => expire::run(args, context).await,
         Command::Restore(args) => restore::run(*args, context).await,
+        Command::Copy(args) => copy::run(args, context).await,
+        Command::Verify(args) => verify::run(args, context).await,
     }
 }
 
