@@ -10,6 +10,7 @@ use serde_json::Value;
 use crate::node::{self, Content, Node};
 use crate::patroni;
 use crate::problem::{ConfigError, Origin, Problem, Severity};
+use crate::secret::SecretReference;
 use crate::section::{Problems, Section};
 use crate::settings::{
     Backup, Checkpoint, Expect, ReadFilter, Server, Settings, Targets, read_checks, read_dump,
@@ -101,10 +102,31 @@ impl Settings {
             }
             None => find(&sources.candidates)?,
         };
-        match file {
-            Some((path, text)) => Self::read(&text, Some(&path), &sources.variables),
-            None => Self::read("", None, &sources.variables),
-        }
+        let Some((path, text)) = file else {
+            return Self::read("", None, &sources.variables);
+        };
+        let mut loaded = Self::read(&text, Some(&path), &sources.variables)?;
+        loaded
+            .warnings
+            .extend(loaded.settings.warn_of_readable_secrets(&path));
+        Ok(loaded)
+    }
+
+    /// A file that holds secrets itself, and not references to them, is for its owner's eyes.
+    fn warn_of_readable_secrets(&self, path: &Path) -> Option<Problem> {
+        let mode = std::fs::metadata(path).ok()?.mode() & 0o7777;
+        let literal = self
+            .secrets()
+            .iter()
+            .any(|(_, reference)| matches!(reference, SecretReference::Literal(_)));
+        ((literal || self.patroni.has_secrets()) && mode & 0o004 != 0).then(|| {
+            let origin = Origin::File { path: shown(path).to_path_buf(), line: 1, column: 1 };
+            let message = format!(
+                "the file holds secrets and everybody may read it (mode {mode:04o}); chmod 640 it, or put them \
+                 into files of their own and write file:/path"
+            );
+            Problem::warning(origin, message)
+        })
     }
 
     /// Reads a configuration from its text. `path` is for messages.
@@ -117,8 +139,7 @@ impl Settings {
         path: Option<&Path>,
         variables: &BTreeMap<String, String>,
     ) -> Result<Loaded, ConfigError> {
-        let shown = path.unwrap_or(Path::new("pgmahout.yml"));
-        let shown = shown.strip_prefix(".").unwrap_or(shown);
+        let shown = shown(path.unwrap_or(Path::new("pgmahout.yml")));
         let mut root = node::parse(text, shown).map_err(|problem| ConfigError::Invalid {
             problems: vec![problem],
         })?;
@@ -139,6 +160,11 @@ impl Settings {
             })
         }
     }
+}
+
+/// A path as messages have it.
+fn shown(path: &Path) -> &Path {
+    path.strip_prefix(".").unwrap_or(path)
 }
 
 /// By their place in the file.

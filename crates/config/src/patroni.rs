@@ -39,6 +39,18 @@ impl Patroni {
         }
     }
 
+    /// Whether a password or another secret stands in it.
+    pub(crate) fn has_secrets(&self) -> bool {
+        fn any(map: &Map<String, Value>) -> bool {
+            map.iter().any(|(key, value)| match value {
+                Value::Object(map) => any(map),
+                Value::String(_) | Value::Number(_) => key != "dsn" && is_secret(key),
+                _ => false,
+            })
+        }
+        any(&self.sections)
+    }
+
     /// Whether the file has any of Patroni's sections but `postgresql`, which is ours as well.
     pub fn is_used(&self) -> bool {
         self.sections.keys().any(|name| name != "postgresql")

@@ -199,6 +199,9 @@ pub enum ProcedureError {
         #[source]
         source: LockError,
     },
+    /// There is no place for the lock.
+    #[error("there is no place for the locks that keep two operations from one server")]
+    NoLocks(#[source] DurableError),
     /// A step failed. The procedure can be resumed.
     #[error("step '{step}' of procedure {id} failed")]
     Step {
@@ -278,7 +281,7 @@ pub enum ProcedureError {
         process: u32,
     },
     /// This build does not know how to run it.
-    #[error("procedure {id} is of kind '{kind}', which this version of pgmahout cannot run")]
+    #[error("procedure {id} is of kind '{kind}', with which this version of pgmahout cannot go on")]
     UnknownKind {
         /// The procedure.
         id: String,
@@ -344,6 +347,11 @@ impl Diagnose for ProcedureError {
             Self::Prepare { source, .. } => source.hint(),
             Self::Confirm(error) => error.hint(),
             Self::Locked { source, .. } => source.hint(),
+            Self::NoLocks(_) => Some(
+                "name a directory that root and the server's user can both write to: \
+                 export PGMAHOUT_RUN_DIR=/path"
+                    .to_owned(),
+            ),
             Self::Step { id, source, .. } | Self::Verification { id, source } => Some(match source.hint() {
                 Some(hint) => format!("{hint}; {}", resume_hint(id)),
                 None => resume_hint(id),
@@ -364,7 +372,8 @@ impl Diagnose for ProcedureError {
             Self::Ended { id, .. } => Some(format!("pgmahout procedure show {id}")),
             Self::Running { process, .. } => Some(format!("wait for it; to see it: ps -fp {process}")),
             Self::UnknownKind { id, .. } => Some(format!(
-                "resume it with the version that started it; to give it up: pgmahout procedure abort {id}"
+                "run the command that started it again, or resume it with the version that started it; \
+                 to close it: pgmahout procedure abort {id}"
             )),
             Self::Rebuild { id, source } => source
                 .hint()
@@ -390,7 +399,7 @@ impl Diagnose for ProcedureError {
             Self::Confirm(error) => error.outcome(),
             Self::Interrupted { .. } => Outcome::Interrupted,
             Self::NotFound { .. } | Self::Ambiguous { .. } => Outcome::Usage,
-            Self::Damaged { .. } | Self::Record { .. } => Outcome::Failed,
+            Self::NoLocks(_) | Self::Damaged { .. } | Self::Record { .. } => Outcome::Failed,
             Self::Write(error) => error.outcome(),
             Self::State(error) => error.outcome(),
         }

@@ -474,7 +474,7 @@ impl Runner {
         let directories = if let Some(directories) = &self.locks {
             directories
         } else {
-            prepared = LockDirectories::prepare(self.state.path())?;
+            prepared = LockDirectories::prepare(self.state.path()).map_err(ProcedureError::NoLocks)?;
             &prepared
         };
         directories
@@ -580,6 +580,13 @@ async fn is_done(step: &dyn Step, recorded: StepState, context: &StepContext<'_>
 
 impl Run<'_> {
     async fn make(self, surroundings: Surroundings<'_>) -> Result<Report, ProcedureError> {
+        debug_assert!(
+            self.steps
+                .iter()
+                .enumerate()
+                .all(|(at, step)| { self.steps[..at].iter().all(|other| other.name() != step.name()) }),
+            "the journal tells steps apart by their names"
+        );
         self.memory
             .keep_in(self.writer.clone())
             .map_err(|source| self.unrecorded(source))?;

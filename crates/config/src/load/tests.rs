@@ -441,6 +441,31 @@ fn the_first_file_that_is_there_is_read_and_a_named_one_must_be() {
 }
 
 #[test]
+fn a_file_with_secrets_that_everybody_may_read_is_warned_of() {
+    let directory = tempfile::tempdir().unwrap();
+    let path = directory.path().join("pgmahout.yml");
+    let warned = |text: &str, mode: u32| {
+        std::fs::write(&path, text).unwrap();
+        std::fs::set_permissions(&path, std::fs::Permissions::from_mode(mode)).unwrap();
+        let warnings = Settings::load(Some(&path), &Sources::default()).unwrap().warnings;
+        warnings
+            .iter()
+            .any(|warning| warning.message.contains("everybody may read it"))
+    };
+    let literal = "checks: {pgbouncer: 'password=x'}\n";
+    assert!(warned(literal, 0o644) && !warned(literal, 0o640));
+    assert!(!warned("checks: {pgbouncer: env:DSN}\n", 0o644));
+    assert!(warned(
+        "postgresql: {authentication: {superuser: {password: x}}}\n",
+        0o644
+    ));
+    assert!(!warned(
+        "postgresql: {dsn: file:/dsn, parameters: {password_encryption: md5}}\n",
+        0o644
+    ));
+}
+
+#[test]
 fn a_file_in_the_current_directory_that_others_can_change_is_not_taken() {
     // Relative on purpose: only what is found by chance is distrusted.
     let directory = tempfile::tempdir_in(".").unwrap();

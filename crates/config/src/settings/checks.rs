@@ -10,7 +10,7 @@ use serde::{Serialize, Serializer};
 
 use super::Located;
 use crate::node::{Content, Node};
-use crate::problem::Problem;
+use crate::problem::{Origin, Problem};
 use crate::quantity;
 use crate::scalar;
 use crate::secret::SecretReference;
@@ -245,7 +245,12 @@ pub(crate) fn read(root: &Section<'_>, problems: &Problems) -> Checks {
             continue;
         }
         if !name.contains(['.', '*']) && !DOTLESS.contains(&name) {
-            let problem = Problem::error(key.origin.clone(), format!("unknown key '{name}' in 'checks'"));
+            let message = format!("unknown key '{name}' in 'checks'");
+            let problem = match key.origin {
+                // A variable may be meant for something else, such as an env: reference.
+                Origin::Variable(_) => Problem::warning(key.origin.clone(), message),
+                Origin::File { .. } => Problem::error(key.origin.clone(), message),
+            };
             problems.add(problem.nearest_of(name, KEYS.into_iter().chain(DOTLESS)));
             continue;
         }
