@@ -63,17 +63,16 @@ fn damaged(format: &str, error: &io::Error) -> io::Error {
 
 /// What went wrong in a decoder: errors of the input pass, the decoder's own become ours.
 fn decoder_error(format: &str, error: io::Error) -> io::Error {
-    if error.get_ref().is_some_and(|inner| inner.is::<Truncated>()) {
-        return truncated(format);
-    }
+    let error = match error.downcast::<Truncated>() {
+        Ok(Truncated) => return truncated(format),
+        Err(error) => error,
+    };
+    // An error that the input wrapped (a failed seal, a failed download) is told as it is.
+    let error = match error.downcast::<InputError>() {
+        Ok(InputError(inner)) => return inner,
+        Err(error) => error,
+    };
     match error.kind() {
-        // An error that the input wrapped (a failed seal, a failed download) is told as it is.
-        _ if error.get_ref().is_some_and(|inner| inner.is::<InputError>()) => {
-            let inner = error
-                .into_inner()
-                .and_then(|inner| inner.downcast::<InputError>().ok());
-            inner.map_or_else(|| truncated(format), |inner| inner.0)
-        }
         io::ErrorKind::UnexpectedEof => truncated(format),
         _ if error.raw_os_error().is_some() => error,
         _ => damaged(format, &error),

@@ -411,3 +411,61 @@ fn codecs_are_read_and_written_as_people_type_them() {
         assert_eq!(error.outcome(), Outcome::Usage);
     }
 }
+
+proptest::proptest! {
+    #![proptest_config(proptest::prelude::ProptestConfig::with_cases(64))]
+
+    #[test]
+    fn no_input_makes_a_decompressor_panic_or_hang(
+        garbage in proptest::collection::vec(proptest::prelude::any::<u8>(), 0..400),
+        keep in 0_usize..64,
+    ) {
+        for codec in [Codec::Gzip(6), Codec::Zstd(3), Codec::Lz4] {
+            let mut bytes = compress(codec, 1, &text(200));
+            bytes.truncate(keep);
+            bytes.extend_from_slice(&garbage);
+            let result = decompress(codec, bytes);
+            let panicked = result.is_err_and(|error| error.to_string().contains("panicked"));
+            proptest::prop_assert!(!panicked, "{}", codec);
+        }
+    }
+}
+
+/// The most memory that this process has used so far, in bytes (`VmHWM` of proc(5)).
+fn peak_memory() -> u64 {
+    let status = std::fs::read_to_string("/proc/self/status").unwrap();
+    let line = status
+        .lines()
+        .find_map(|line| line.strip_prefix("VmHWM:"))
+        .unwrap();
+    line.trim().trim_end_matches(" kB").parse::<u64>().unwrap() * 1024
+}
+
+#[rstest]
+#[case(Codec::Gzip(6), 96)]
+#[case(Codec::Zstd(3), 130)]
+#[case(Codec::Lz4, 160)]
+fn memory_is_bounded_whatever_the_length(#[case] codec: Codec, #[case] most_mib: u64) {
+    // Slow output and fast input: what is compressed must not pile up.
+    struct Slow(u64);
+    impl Write for Slow {
+        fn write(&mut self, bytes: &[u8]) -> io::Result<usize> {
+            self.0 += bytes.len() as u64;
+            std::thread::yield_now();
+            Ok(bytes.len())
+        }
+        fn flush(&mut self) -> io::Result<()> {
+            Ok(())
+        }
+    }
+    // nextest runs each test in a process of its own, so that the peak is this test's.
+    let before = peak_memory();
+    let piece = noise(MIB);
+    let mut compressor = Compressor::new(codec, 8, Slow(0)).unwrap();
+    for _ in 0..300 {
+        compressor.write_all(&piece).unwrap();
+    }
+    assert!(compressor.finish().unwrap().0 > 0);
+    let grown = (peak_memory() - before) / MIB as u64;
+    assert!(grown < most_mib, "{codec} took {grown} MiB for 300 MiB of input");
+}

@@ -6,6 +6,7 @@ use bytes::Bytes;
 use tokio_util::sync::CancellationToken;
 
 use super::{PutMode, Repository, Storage};
+use crate::digest::hexadecimal;
 use crate::error::{Action, StoreError};
 use crate::seal::Key;
 
@@ -143,11 +144,7 @@ impl Repository {
             repository: self.description.clone(),
             source,
         })?;
-        let text: String = random
-            .as_bytes()
-            .iter()
-            .map(|byte| format!("{byte:02x}"))
-            .collect();
+        let text = hexadecimal(random.as_bytes());
         Ok((
             format!("{CHECK_PREFIX}/{text}"),
             Bytes::from(format!("pgmahout repository check {text}\n")),

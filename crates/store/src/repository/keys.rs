@@ -41,12 +41,12 @@ impl Repository {
         cancellation: &CancellationToken,
     ) -> Result<Option<Arc<Keyring>>, StoreError> {
         let Some(encryption) = &self.settings.encryption else {
-            return match self.exists(KEY_OBJECT).await? || self.exists(KEY_COPY).await? {
-                true => Err(StoreError::KeyNotConfigured {
+            if self.exists(KEY_OBJECT).await? || self.exists(KEY_COPY).await? {
+                return Err(StoreError::KeyNotConfigured {
                     subject: self.subject(Action::Read, KEY_OBJECT),
-                }),
-                false => Ok(None),
-            };
+                });
+            }
+            return Ok(None);
         };
         let credentials = self.credentials(encryption.clone()).await?;
         let key = match self.stored_key(credentials.clone()).await? {

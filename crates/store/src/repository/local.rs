@@ -23,7 +23,7 @@ const DIRECTORY_MODE: u32 = 0o700;
 const BUFFER: usize = 256 * 1024;
 /// Temporaries that nobody holds open are removed when they are older than this: on file systems without
 /// locks a living writer's would otherwise look abandoned.
-const STALE_AFTER: Duration = Duration::from_secs(24 * 60 * 60);
+const STALE_AFTER: Duration = Duration::from_hours(24);
 
 #[derive(Debug, Clone)]
 pub(super) struct LocalStore {

@@ -4,6 +4,7 @@
 //! system and no S3 server changes or escapes; text from outside (a database's name) is brought into that
 //! form by [`encode_component`].
 
+use crate::digest::hexadecimal;
 use crate::error::StoreError;
 
 /// S3's limit for keys is 1024 bytes; the rest is for the prefix.
@@ -56,16 +57,7 @@ pub fn encode_component(text: &str) -> String {
             encoded.push(char::from(byte));
         } else {
             encoded.push('=');
-            encoded.push(
-                char::from_digit(u32::from(byte >> 4), 16)
-                    .expect("below 16")
-                    .to_ascii_uppercase(),
-            );
-            encoded.push(
-                char::from_digit(u32::from(byte & 15), 16)
-                    .expect("below 16")
-                    .to_ascii_uppercase(),
-            );
+            encoded.push_str(&hexadecimal(&[byte]).to_ascii_uppercase());
         }
     }
     encoded

@@ -91,6 +91,8 @@ impl S3Store {
         };
         let mut builder = AmazonS3Builder::new()
             .with_bucket_name(&settings.bucket)
+            // One object, one DELETE: not every server knows the bulk request.
+            .with_disable_bulk_delete(true)
             .with_region(settings.region.as_deref().unwrap_or("us-east-1"))
             .with_virtual_hosted_style_request(!settings.path_style.unwrap_or(settings.endpoint.is_some()));
         if let Some(endpoint) = &settings.endpoint {
@@ -184,7 +186,11 @@ impl S3Store {
         Ok(Self {
             once: build(0, Duration::ZERO, &options)?,
             patient: build(usize::MAX, retry, &options)?,
-            brief: build(usize::MAX, retry.min(QUESTION_PATIENCE), &options)?,
+            brief: build(
+                usize::MAX,
+                retry.min(QUESTION_PATIENCE),
+                &options.clone().with_timeout(request.min(QUESTION_PATIENCE)),
+            )?,
             creating: build(
                 0,
                 Duration::ZERO,

@@ -138,6 +138,10 @@ impl RepositorySettings {
 
 /// `type: local` or `type: s3`.
 #[derive(Debug, Clone)]
+#[allow(
+    clippy::large_enum_variant,
+    reason = "there are a handful of repositories, not thousands"
+)]
 pub enum StorageSettings {
     /// A directory of a file system.
     Local {
@@ -214,9 +218,9 @@ impl Default for Patience {
     fn default() -> Self {
         Self {
             connect: Duration::from_secs(5),
-            request: Duration::from_secs(120),
+            request: Duration::from_mins(2),
             stall: Duration::from_secs(30),
-            retry: Duration::from_secs(180),
+            retry: Duration::from_mins(3),
         }
     }
 }

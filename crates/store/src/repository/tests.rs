@@ -362,7 +362,7 @@ async fn temporaries_of_killed_writers_are_removed_and_those_of_living_ones_not(
     assert!(temporary.starts_with('.'));
     let abandoned = directory.path().join(temporary.replace("living", "killed"));
     std::fs::write(&abandoned, "half").unwrap();
-    let long_ago = std::time::SystemTime::now() - std::time::Duration::from_secs(3 * 86_400);
+    let long_ago = std::time::SystemTime::now() - std::time::Duration::from_hours(72);
     for path in [&abandoned, &directory.path().join(&temporary)] {
         std::fs::OpenOptions::new()
             .write(true)

@@ -10,6 +10,7 @@ use aws_lc_rs::{hkdf, rand};
 use zeroize::{Zeroize, ZeroizeOnDrop, Zeroizing};
 
 use super::SealError;
+use crate::digest::hexadecimal;
 
 /// Bytes of a key.
 pub(super) const KEY_LENGTH: usize = 32;
@@ -296,12 +297,7 @@ pub fn generate_key_file(path: &Path) -> Result<Key, SealError> {
         source,
     };
     let key = Key::generate()?;
-    let mut text = Zeroizing::new(String::with_capacity(2 * KEY_LENGTH + 1));
-    for byte in key.as_bytes() {
-        for digit in [byte >> 4, byte & 15] {
-            text.push(char::from_digit(u32::from(digit), 16).expect("a digit below 16"));
-        }
-    }
+    let mut text = Zeroizing::new(hexadecimal(key.as_bytes()));
     text.push('\n');
     let mut file = OpenOptions::new()
         .write(true)

@@ -265,9 +265,8 @@ impl S3Writer {
                     let as_many = parts.is_none_or(|parts| parts == self.next_part.to_string());
                     return meta.size == self.written && meta.e_tag != self.tag_before && as_many;
                 }
-                Ok(None) => return false,
                 Err(error) if error.is_retryable() && pauses.pause().await => {}
-                Err(_) => return false,
+                Ok(None) | Err(_) => return false,
             }
         }
     }
