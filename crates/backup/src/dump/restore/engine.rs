@@ -69,7 +69,7 @@ async fn by_psql(
         selection: shared.selection(),
         before: Some(shared.report.clone()),
         expected: Some(counts::expected(shared.section(), &shared.request.selection)),
-        add_present: shared.request.selection.data_only,
+        add_present: shared.request.selection.data_only || shared.section().tables_created == 0,
         one_transaction: shared.one_transaction(),
         cancellation: cancellation.clone(),
     };
