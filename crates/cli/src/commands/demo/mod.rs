@@ -45,8 +45,15 @@ pub(crate) struct Args {
 }
 
 /// A server that has just been started is nothing to warn of here, and how busy the machine is neither.
-const HEALTH: [&str; 7] =
-    ["health", "--expect-standbys", "1", "--skip", "server.role,host,log", "--interval", "500ms"];
+const HEALTH: [&str; 7] = [
+    "health",
+    "--expect-standbys",
+    "1",
+    "--skip",
+    "server.role,host,log",
+    "--interval",
+    "500ms",
+];
 
 fn positive(text: &str) -> Result<f64, String> {
     match text.parse::<f64>() {
@@ -102,10 +109,7 @@ async fn play(args: &Args, context: &Context) -> Result<ExitStatus, Failure> {
 
     stage.begin("Is the server healthy?");
     faults::wait_for_standby(&postgres).await?;
-    stage
-        .pgmahout(&HEALTH)
-        .await?
-        .expect_success()?;
+    stage.pgmahout(&HEALTH).await?.expect_success()?;
     stage.end();
 
     stage.begin("Make five faults, and look again");
@@ -114,17 +118,20 @@ async fn play(args: &Args, context: &Context) -> Result<ExitStatus, Failure> {
         stage.say(&format!("- {fault}"));
     }
     let seen = stage
-        .pgmahout(&[HEALTH.as_slice(), &["--set", "connections.idle_in_transaction=500ms,10min"]].concat())
+        .pgmahout(
+            &[
+                HEALTH.as_slice(),
+                &["--set", "connections.idle_in_transaction=500ms,10min"],
+            ]
+            .concat(),
+        )
         .await?;
-    faults.check_found(&seen.stdout)?;
+    faults.check_found(&seen.output)?;
     stage.end();
 
     stage.begin("Mend them, and look once more");
     faults.mend(&shop, &mut standby).await?;
-    stage
-        .pgmahout(&HEALTH)
-        .await?
-        .expect_success()?;
+    stage.pgmahout(&HEALTH).await?.expect_success()?;
     stage.end();
 
     stage.begin("Back up");

@@ -16,8 +16,7 @@ use crate::printer::{Align, Printer};
 /// What a command printed and how it ended.
 pub(super) struct Ran {
     shown: String,
-    pub(super) stdout: String,
-    stderr: String,
+    pub(super) output: String,
     status: std::process::ExitStatus,
 }
 
@@ -29,7 +28,7 @@ impl Ran {
         }
         Err(Failure::caused_by(
             format!("a command of the demo failed ({}): {}", self.status, self.shown),
-            self.stderr.trim().to_owned(),
+            self.output.trim().to_owned(),
         ))
     }
 }
@@ -131,7 +130,10 @@ impl Stage {
                 command.env_remove(&name);
             }
         }
-        let output = command
+        let failed = |error: std::io::Error| Failure::caused_by(format!("cannot run {shown}"), error);
+        // One pipe for both streams: the audience sees them in the order of a terminal.
+        let (mut reader, writer) = std::io::pipe().map_err(failed)?;
+        let mut child = command
             .args(arguments)
             .args([
                 "--color",
@@ -148,25 +150,34 @@ impl Stage {
             )
             .current_dir(&self.root)
             .stdin(Stdio::null())
+            .stdout(writer.try_clone().map_err(failed)?)
+            .stderr(writer)
             .kill_on_drop(true)
-            .output()
+            .spawn()
+            .map_err(failed)?;
+        // The command holds our copies of the pipe's writing end, which would keep it open.
+        drop(command);
+        let reading = tokio::task::spawn_blocking(move || {
+            let mut text = Vec::new();
+            std::io::Read::read_to_end(&mut reader, &mut text).map(|_| text)
+        });
+        let status = child.wait().await.map_err(failed)?;
+        let bytes = reading
             .await
-            .map_err(|error| Failure::caused_by(format!("cannot run {shown}"), error))?;
-        let stdout = String::from_utf8_lossy(&output.stdout).into_owned();
-        let stderr = String::from_utf8_lossy(&output.stderr).into_owned();
-        self.say(&stdout);
-        if output.status.code() == Some(i32::from(Outcome::Usage.exit_code())) {
+            .map_err(|error| Failure::caused_by(format!("cannot read what {shown} prints"), error))?
+            .map_err(failed)?;
+        let output = String::from_utf8_lossy(&bytes).into_owned();
+        if status.code() == Some(i32::from(Outcome::Usage.exit_code())) {
             return Err(Failure::caused_by(
                 format!("a command of the demo is wrong: {shown}"),
-                stderr,
+                output,
             ));
         }
-        self.say(&stderr);
+        self.say(&output);
         Ok(Ran {
             shown,
-            stdout,
-            stderr,
-            status: output.status,
+            output,
+            status,
         })
     }
 
