@@ -3,9 +3,15 @@
 mod completion;
 mod config;
 mod demo;
+mod dump_copy;
 mod dump_create;
+mod dump_detect;
 mod dump_expire;
 mod dump_faults_create;
+mod dump_faults_restore;
+mod dump_restore;
+mod dump_roundtrip;
+mod dump_verify;
 mod errors;
 mod guide;
 mod health_forms;

@@ -203,6 +203,11 @@ async fn giving_up_needs_a_yes_and_is_final() {
     assert_eq!(refused.status, Some(3));
     assert_eq!(std::fs::read(machine.path(KILLED)).expect("the journal"), before);
 
+    let dry = machine.run(&["abort", KILLED, "--dry-run"]).await;
+    assert_eq!(dry.status, Some(0), "{}", dry.stderr);
+    assert!(dry.stdout.contains("1. boil the water: begun"), "{}", dry.stdout);
+    assert_eq!(std::fs::read(machine.path(KILLED)).expect("the journal"), before);
+
     let given_up = machine.run(&["abort", KILLED, "--yes"]).await;
     assert_eq!(given_up.status, Some(0), "{}", given_up.stderr);
     assert_eq!(
@@ -213,7 +218,11 @@ async fn giving_up_needs_a_yes_and_is_final() {
     assert_eq!(shown["procedure"]["state"], "aborted");
     let again = machine.run(&["abort", KILLED, "--yes"]).await;
     assert_eq!(again.status, Some(3));
-    assert!(again.stderr.contains("has aborted already"), "{}", again.stderr);
+    assert!(
+        again.stderr.contains("has ended already (aborted)"),
+        "{}",
+        again.stderr
+    );
     let audit = std::fs::read_to_string(machine.state.path().join("audit.jsonl")).expect("the audit log");
     let record: Value = serde_json::from_str(audit.trim()).expect("one record");
     assert_eq!(
