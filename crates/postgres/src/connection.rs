@@ -30,6 +30,9 @@ pub use probe::{ProbeError, served_certificates};
 /// Notices kept for [`Connection::notices`]; older ones are dropped.
 const MOST_NOTICES: usize = 1000;
 
+/// How long a server may take to read the farewell.
+const FAREWELL: std::time::Duration = std::time::Duration::from_secs(5);
+
 /// A message of the server that belongs to no result.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Notice {
@@ -47,7 +50,9 @@ pub struct Notice {
 
 type Notices = Arc<Mutex<VecDeque<Notice>>>;
 
-/// An open connection. Dropping it ends the session; [`Connection::close`] also waits for that.
+/// An open connection. Dropping it ends the session; [`Connection::close`] also waits for that. A statement
+/// that runs at that time goes on in the server until it ends: cancel it first, by
+/// [`Connection::cancel_handle`], or bound it by `statement_timeout`.
 pub struct Connection {
     client: tokio_postgres::Client,
     driver: JoinHandle<()>,
@@ -150,8 +155,9 @@ impl Connection {
     pub async fn close(self) {
         let Self { client, driver, .. } = self;
         drop(client);
-        // The driver ends once the farewell is sent; a panic in it has nothing to add here.
-        let _ = driver.await;
+        // The driver ends once the farewell is sent; what goes wrong with that has nothing to add here, and
+        // a server that takes nothing any more is not waited for.
+        let _ = tokio::time::timeout(FAREWELL, driver).await;
     }
 }
 

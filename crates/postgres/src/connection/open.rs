@@ -131,7 +131,12 @@ async fn try_address(
     };
     for encrypted in ways {
         match establish::session(parameters, host, address, *encrypted, password).await {
-            Ok(connection) => return Some(connection),
+            Ok(connection) => {
+                if let Some(failure) = failures.last().filter(|_| connection.tls().is_none()) {
+                    tracing::warn!("connected to {host} without TLS, for with it: {}", failure.text);
+                }
+                return Some(connection);
+            }
             Err(failure) => {
                 let try_other = failure.other_encryption_may_help;
                 failures.push(failure);

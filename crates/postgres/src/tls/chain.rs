@@ -41,8 +41,11 @@ impl Judge<'_> {
         depth: usize,
     ) -> Result<(), Rejection> {
         let mut reason = Rejection::UnknownAuthority { roots: None };
-        for (issuer, is_root) in
-            self.roots.iter().map(|root| (root.as_ref(), true)).chain(others.iter().map(|other| (other.as_ref(), false)))
+        for (issuer, is_root) in self
+            .roots
+            .iter()
+            .map(|root| (root.as_ref(), true))
+            .chain(others.iter().map(|other| (other.as_ref(), false)))
         {
             let Ok(issuer) = parse(issuer) else { continue };
             if issuer.subject().as_raw() != certificate.issuer().as_raw() {
@@ -86,8 +89,18 @@ impl Judge<'_> {
     ) -> Result<(), Rejection> {
         let unusable = || Rejection::Unusable("its encoding is broken".to_owned());
         let signature_id = signature_algorithm(certificate.as_raw()).ok_or_else(unusable)?;
+        // The signed part must name the same algorithm (RFC 5280, section 4.1.1.2), and a signature is whole
+        // bytes.
+        if certificate.signature_algorithm != certificate.tbs_certificate.signature
+            || certificate.signature_value.unused_bits != 0
+        {
+            return Err(unusable());
+        }
         verify_signature(
-            self.algorithms.iter().copied().filter(|algorithm| algorithm.signature_alg_id().as_ref() == signature_id),
+            self.algorithms
+                .iter()
+                .copied()
+                .filter(|algorithm| algorithm.signature_alg_id().as_ref() == signature_id),
             issuer.public_key().raw,
             certificate.tbs_certificate.as_ref(),
             certificate.signature_value.data.as_ref(),
@@ -104,9 +117,13 @@ pub(super) fn verify_signature(
 ) -> Result<(), Rejection> {
     let (key_id, key) = split_key(public_key_info)
         .ok_or_else(|| Rejection::Unusable("its public key's encoding is broken".to_owned()))?;
-    let mut fitting = algorithms.filter(|algorithm| algorithm.public_key_alg_id().as_ref() == key_id).peekable();
+    let mut fitting = algorithms
+        .filter(|algorithm| algorithm.public_key_alg_id().as_ref() == key_id)
+        .peekable();
     if fitting.peek().is_none() {
-        return Err(Rejection::Unusable("its kind of key or signature is not supported".to_owned()));
+        return Err(Rejection::Unusable(
+            "its kind of key or signature is not supported".to_owned(),
+        ));
     }
     if fitting.any(|algorithm| algorithm.verify_signature(key, message, signature).is_ok()) {
         Ok(())
@@ -124,8 +141,10 @@ pub(super) fn parse(certificate: &[u8]) -> Result<X509Certificate<'_>, Rejection
 }
 
 pub(super) fn date(timestamp: i64) -> String {
-    jiff::Timestamp::from_second(timestamp)
-        .map_or_else(|_| timestamp.to_string(), |time| time.strftime("%Y-%m-%d %H:%M UTC").to_string())
+    jiff::Timestamp::from_second(timestamp).map_or_else(
+        |_| timestamp.to_string(),
+        |time| time.strftime("%Y-%m-%d %H:%M UTC").to_string(),
+    )
 }
 
 fn check_extensions(certificate: &X509Certificate<'_>) -> Result<(), Rejection> {
@@ -137,7 +156,9 @@ fn check_extensions(certificate: &X509Certificate<'_>) -> Result<(), Rejection> 
         match extension.parsed_extension() {
             ParsedExtension::ParseError { .. } => return refuse("an extension cannot be read"),
             ParsedExtension::NameConstraints(_) => {
-                return refuse("name constraints together with an unusual server certificate are not supported");
+                return refuse(
+                    "name constraints together with an unusual server certificate are not supported",
+                );
             }
             ParsedExtension::BasicConstraints(_)
             | ParsedExtension::KeyUsage(_)
@@ -188,15 +209,21 @@ fn check_authority(certificate: &X509Certificate<'_>, is_root: bool, depth: usiz
 fn signature_algorithm(certificate: &[u8]) -> Option<&[u8]> {
     let (_, content, _) = element(certificate)?;
     let (_, _, rest) = element(content)?;
-    let (0x30, algorithm, _) = element(rest)? else { return None };
+    let (0x30, algorithm, _) = element(rest)? else {
+        return None;
+    };
     Some(algorithm)
 }
 
 /// The content of the algorithm identifier, and the key's bits.
 fn split_key(public_key_info: &[u8]) -> Option<(&[u8], &[u8])> {
     let (_, content, _) = element(public_key_info)?;
-    let (0x30, algorithm, rest) = element(content)? else { return None };
-    let (0x03, bits, _) = element(rest)? else { return None };
+    let (0x30, algorithm, rest) = element(content)? else {
+        return None;
+    };
+    let (0x03, bits, _) = element(rest)? else {
+        return None;
+    };
     // The first byte counts unused bits, of which keys have none.
     let key = bits.strip_prefix(&[0])?;
     Some((algorithm, key))
@@ -214,7 +241,15 @@ fn element(bytes: &[u8]) -> Option<(u8, &[u8], &[u8])> {
             return None;
         }
         let (digits, rest) = rest.split_at(count);
-        (digits.iter().fold(0usize, |length, digit| length << 8 | usize::from(*digit)), rest)
+        (
+            digits
+                .iter()
+                .fold(0usize, |length, digit| length << 8 | usize::from(*digit)),
+            rest,
+        )
     };
     (rest.len() >= length).then(|| (tag, &rest[..length], &rest[length..]))
 }
+
+#[cfg(test)]
+mod tests;
