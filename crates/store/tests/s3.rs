@@ -766,3 +766,14 @@ async fn creating_in_one_piece_and_in_parts_asks_the_server_to_refuse_what_exist
     assert_eq!(conditions("PUT", "/small"), [Some("*".to_owned()), None]);
     assert_eq!(conditions("POST", "uploadId="), [Some("*".to_owned())]);
 }
+
+#[tokio::test(flavor = "multi_thread")]
+async fn the_secret_key_is_never_printed() {
+    let server = S3Server::start();
+    let repository = open(&server).await;
+    let printed = format!("{repository:?}");
+    assert!(
+        printed.contains("offsite") && !printed.contains(server.secret_key()),
+        "{printed}"
+    );
+}

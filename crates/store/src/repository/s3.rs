@@ -60,7 +60,6 @@ pub(super) struct S3Secrets {
     pub(super) session_token: Option<pgmahout_config::Secret>,
 }
 
-#[derive(Debug)]
 pub(super) struct S3Store {
     /// Never repeats a request.
     once: AmazonS3,
@@ -75,6 +74,16 @@ pub(super) struct S3Store {
     prefix: String,
     repository: String,
     patience: Patience,
+}
+
+impl std::fmt::Debug for S3Store {
+    /// Only the repository: the clients hold the secret key.
+    fn fmt(&self, formatter: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        formatter
+            .debug_struct("S3Store")
+            .field("repository", &self.repository)
+            .finish_non_exhaustive()
+    }
 }
 
 impl S3Store {
