@@ -75,14 +75,24 @@ impl Unit {
     /// Where the text has no number, a unit of another kind, or no unit where one is needed to tell what
     /// is meant.
     pub fn parse(self, text: &str) -> Result<f64, MeasureError> {
-        let fail = || MeasureError { text: text.trim().to_owned(), expected: self.example() };
+        let fail = || MeasureError {
+            text: text.trim().to_owned(),
+            expected: self.example(),
+        };
         let trimmed = text.trim();
         let end = trimmed
             .find(|character: char| !character.is_ascii_digit() && character != '.')
             .unwrap_or(trimmed.len());
         let number: f64 = trimmed[..end].parse().map_err(|_| fail())?;
-        let factor = self.suffix_factor(trimmed[end..].trim(), number == 0.0).ok_or_else(fail)?;
-        Ok(number * factor)
+        let factor = self
+            .suffix_factor(trimmed[end..].trim(), number == 0.0)
+            .ok_or_else(fail)?;
+        // 70 / 100 is 0.7, 70 * 0.01 is not.
+        Ok(if self == Self::Ratio {
+            number / 100.0
+        } else {
+            number * factor
+        })
     }
 
     /// How many base units one of `suffix` is; zero needs no suffix.
@@ -91,10 +101,10 @@ impl Unit {
             return Some(1.0);
         }
         Some(match (self, suffix) {
-            (Self::Ratio, "%") => 0.01,
             (Self::Seconds, "us") => 1e-6,
             (Self::Seconds, "ms") => 1e-3,
-            (Self::Seconds, "s" | "sec")
+            (Self::Ratio, "%")
+            | (Self::Seconds, "s" | "sec")
             | (Self::Bytes, "B")
             | (Self::Count | Self::Transactions | Self::PerHour | Self::PerMinute | Self::Factor, "")
             | (Self::Factor, "x" | "×")
@@ -151,7 +161,11 @@ impl Measure {
 /// A number without needless digits: `80`, `1.5`, `0.25`.
 fn plain(value: f64, digits: usize) -> String {
     let text = format!("{value:.digits$}");
-    if text.contains('.') { text.trim_end_matches('0').trim_end_matches('.').to_owned() } else { text }
+    if text.contains('.') {
+        text.trim_end_matches('0').trim_end_matches('.').to_owned()
+    } else {
+        text
+    }
 }
 
 /// Seconds as people say them, with two parts at most: `350 ms`, `42 s`, `5 min 3 s`, `3 d 2 h`.
@@ -169,8 +183,7 @@ pub fn human_seconds(seconds: f64) -> String {
         return format!("{} s", plain(seconds, 1));
     }
     let whole = seconds.round() as u64;
-    let (days, hours, minutes, rest) =
-        (whole / 86_400, whole / 3600 % 24, whole / 60 % 60, whole % 60);
+    let (days, hours, minutes, rest) = (whole / 86_400, whole / 3600 % 24, whole / 60 % 60, whole % 60);
     let two = |major: u64, major_name: &str, minor: u64, minor_name: &str| {
         if minor == 0 {
             format!("{major} {major_name}")
@@ -202,7 +215,9 @@ pub fn human_bytes(bytes: f64) -> String {
 /// A whole number with separated thousands: `1,234,567`.
 pub fn human_count(value: f64) -> String {
     let whole = plain(value.abs(), usize::from(value.fract() != 0.0));
-    let (digits, fraction) = whole.split_once('.').map_or((whole.as_str(), ""), |(left, right)| (left, right));
+    let (digits, fraction) = whole
+        .split_once('.')
+        .map_or((whole.as_str(), ""), |(left, right)| (left, right));
     let mut text = String::new();
     for (index, digit) in digits.chars().enumerate() {
         if index > 0 && (digits.len() - index).is_multiple_of(3) {
@@ -224,7 +239,17 @@ impl fmt::Display for Measure {
             Unit::Count | Unit::Transactions => human_count(value),
             Unit::Ratio => {
                 let percent = value * 100.0;
-                format!("{} %", plain(percent, if percent.abs() < 10.0 && percent != 0.0 { 2 } else { 1 }))
+                format!(
+                    "{} %",
+                    plain(
+                        percent,
+                        if percent.abs() < 10.0 && percent != 0.0 {
+                            2
+                        } else {
+                            1
+                        }
+                    )
+                )
             }
             Unit::Bytes => human_bytes(value),
             Unit::Seconds => human_seconds(value),
