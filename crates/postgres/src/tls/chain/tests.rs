@@ -66,7 +66,7 @@ fn only_authorities_can_stand_between_a_server_and_a_root() {
     );
     let short = make(
         named("short", |parameters| {
-            parameters.is_ca = IsCa::Ca(BasicConstraints::Constrained(0))
+            parameters.is_ca = IsCa::Ca(BasicConstraints::Constrained(0));
         }),
         Some(&root),
     );
