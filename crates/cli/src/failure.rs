@@ -115,6 +115,11 @@ impl Failure {
         messages
     }
 
+    /// The error and its causes in one line, for a result that is not the command's own failure.
+    pub(crate) fn summary(&self) -> String {
+        self.chain().join(": ")
+    }
+
     /// As text: the error, its causes, the hint.
     pub(crate) fn render(&self, palette: &Palette) -> String {
         let chain = self.chain();

@@ -1,5 +1,6 @@
 //! `pgmahout health`.
 
+mod dumps;
 mod settings;
 mod text;
 mod watch;

@@ -337,3 +337,55 @@ async fn the_users_own_checks_answer_with_their_rows_and_thresholds() {
         "{answer}"
     );
 }
+
+#[tokio::test]
+async fn the_age_of_the_newest_dump_and_of_its_restore_test_are_checked() {
+    let server = Postgres::start(Major::V15).await;
+    server
+        .sql("postgres", "CREATE TABLE t AS SELECT generate_series(1, 10)")
+        .await;
+    let directory = server.new_directory("dumps");
+    let file = server.new_directory("configuration").join("pgmahout.yml");
+    std::fs::write(&file, format!("dump:\n  directory: {}\n", directory.display()))
+        .expect("the configuration");
+    let (config, dsn) = (file.display().to_string(), server.dsn("postgres"));
+    let arguments = ["--config", &config, "--dsn", &dsn, "--only", "backup.*"];
+
+    let answer = health(&arguments).await;
+    assert_eq!(
+        status(&answer, "backup.age"),
+        "CRIT",
+        "no backup at all: {answer}"
+    );
+
+    let dump = directory.join("postgres.sql.gz");
+    let bin = server.bin_dir().display().to_string();
+    let pgmahout = |verb: &str| {
+        Pgmahout::command(env!("CARGO_BIN_EXE_pgmahout"))
+            .args(["dump", verb])
+            .args(["--bin-dir", &bin])
+    };
+    pgmahout("create")
+        .arg("postgres")
+        .arg(&dump)
+        .args(["--dsn", &dsn])
+        .run()
+        .await
+        .expect_status(0);
+    let answer = health(&arguments).await;
+    assert_eq!(status(&answer, "backup.age"), "OK", "{answer}");
+    assert_ne!(
+        status(&answer, "backup.restore_test"),
+        "OK",
+        "never restored: {answer}"
+    );
+    assert!(
+        text(&answer, "backup.restore_test", "hint").contains("dump verify"),
+        "{answer}"
+    );
+
+    pgmahout("verify").arg(&dump).run().await.expect_status(0);
+    assert_eq!(status(&health(&arguments).await, "backup.restore_test"), "OK");
+    let old = [arguments.as_slice(), &["--set", "backup.age=0.001s,1ms"]].concat();
+    assert_eq!(status(&health(&old).await, "backup.age"), "CRIT");
+}

@@ -1,17 +1,19 @@
 //! What the configuration file adds to a health run; the command line goes before it.
 
 use std::path::PathBuf;
+use std::sync::Arc;
 use std::time::Duration;
 
 use pgmahout_config::settings::{Probe as WrittenProbe, ValueUnit};
 use pgmahout_doctor::health::checks::custom::{CustomCheck, Probe};
 use pgmahout_doctor::health::limits::Direction;
 use pgmahout_doctor::health::select::matches;
-use pgmahout_doctor::health::sources::Sources;
+use pgmahout_doctor::health::sources::{Backups, Sources};
 use pgmahout_doctor::health::{Expectations, Limits, Role, Unit};
 use pgmahout_types::diagnostic::Outcome;
 
 use super::CheckArgs;
+use super::dumps::Dumps;
 use crate::context::Context;
 use crate::failure::Failure;
 
@@ -117,8 +119,12 @@ fn probe(written: &WrittenProbe) -> Probe {
 }
 
 /// What is read beside the server.
-pub(super) fn sources(_context: &Context) -> Result<Sources, Failure> {
-    Ok(Sources::default())
+pub(super) fn sources(context: &Context) -> Result<Sources, Failure> {
+    let backups = Dumps::of(context.settings()?).map(|dumps| Arc::new(dumps) as Arc<dyn Backups>);
+    Ok(Sources {
+        backups,
+        ..Sources::default()
+    })
 }
 
 /// Thresholds that differ from the defaults; what is wrong with one is said where it stands.
