@@ -1,7 +1,7 @@
 use std::collections::BTreeMap;
 use std::fs;
 use std::os::unix::process::ExitStatusExt;
-use std::path::Path;
+use std::path::{Path, PathBuf};
 use std::process::{Command, Stdio};
 use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
@@ -10,13 +10,15 @@ use async_trait::async_trait;
 use pgmahout_testkit::tmpfs::Tmpfs;
 use pgmahout_types::diagnostic::Diagnose;
 use serde_json::{Value, json};
+use tokio_util::sync::CancellationToken;
 
 use super::*;
 use crate::confirm::{Always, Never};
-use crate::context::Measurement;
-use crate::definition::Problem;
+use crate::context::{Measurement, StepContext};
+use crate::definition::{Check, Problem, Step};
+use crate::error::StepError;
 use crate::lock::Target;
-use crate::plan::PlanDetails;
+use crate::plan::{Plan, PlanDetails};
 use crate::report::{Recording, Silent};
 
 /// Kills this process after so many journal records.
