@@ -409,12 +409,12 @@ impl Diagnose for StoreError {
             Self::Tls { .. } => {
                 "give the CA that signed the storage's certificate as ca_cert in the repository's settings"
             }
-            Self::Timeout { .. } => "check the network to the storage; pgmahout repo check",
+            Self::Timeout { .. } => "check the network to the storage, then run the command again",
             Self::Unavailable { .. } => "try again later, and look at the storage's own state",
             Self::WrongRegion { .. } => "correct `region` and `endpoint` in the repository's settings",
             Self::Clock { .. } => "set the clock: timedatectl; chronyc tracking",
             Self::NoSpace { .. } => {
-                "free space in the repository, for example with pgmahout dump expire, or enlarge it"
+                "free space in the repository, for example with pgmahout dump expire --repo, or enlarge it"
             }
             Self::ReadOnly { .. } => "mount the file system for writing; see findmnt and dmesg",
             Self::Cancelled { .. } => return None,
@@ -437,7 +437,7 @@ impl Diagnose for StoreError {
             Self::ReadBackDiffers { .. } => {
                 "do not use this storage for backups: it does not keep what it is given"
             }
-            Self::Other { .. } => "see what the repository can do: pgmahout repo check",
+            Self::Other { .. } => "see whether the repository answers: pgmahout dump list --repo",
         };
         Some(text.to_owned())
     }
