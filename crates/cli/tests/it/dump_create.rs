@@ -106,7 +106,10 @@ fn content(path: &Path, codec: Codec, encrypted: bool) -> Vec<u8> {
         Box::new(file)
     };
     let mut bytes = Vec::new();
-    Decompressor::new(codec, opened).expect("starts").read_to_end(&mut bytes).expect("it is whole");
+    Decompressor::new(codec, opened)
+        .expect("starts")
+        .read_to_end(&mut bytes)
+        .expect("it is whole");
     bytes
 }
 
@@ -137,12 +140,17 @@ async fn restore(server: &Postgres, database: &str, format: Format, bytes: &[u8]
             assert!(untar.expect("tar runs").success());
             std::fs::remove_file(&packed).expect("removed");
             let mut restore = server.client_command("pg_restore", database);
-            restore.args(["--exit-on-error", "--no-owner", "-j", "2", "-d", database]).arg(unpacked.path());
+            restore
+                .args(["--exit-on-error", "--no-owner", "-j", "2", "-d", database])
+                .arg(unpacked.path());
             restore
         }
     };
-    let mut child =
-        command.stdin(Stdio::piped()).stderr(Stdio::piped()).spawn().expect("the program starts");
+    let mut child = command
+        .stdin(Stdio::piped())
+        .stderr(Stdio::piped())
+        .spawn()
+        .expect("the program starts");
     let mut input = child.stdin.take().expect("a pipe");
     let bytes = bytes.to_vec();
     let writer = std::thread::spawn(move || {
@@ -150,7 +158,11 @@ async fn restore(server: &Postgres, database: &str, format: Format, bytes: &[u8]
     });
     let output = child.wait_with_output().expect("it ends");
     writer.join().expect("no panic");
-    assert!(output.status.success(), "{}", String::from_utf8_lossy(&output.stderr));
+    assert!(
+        output.status.success(),
+        "{}",
+        String::from_utf8_lossy(&output.stderr)
+    );
 }
 
 fn json(finished: &Finished) -> serde_json::Value {
@@ -179,8 +191,18 @@ async fn every_form_and_codec_restores_with_the_programs_of_postgresql(#[case] m
     for (format, codec, encrypted) in cases {
         let label = format!("{}_{}_{encrypted}", format.as_str(), codec.name());
         let codec_text = codec.to_string();
-        let mut command =
-            create(&server, directory.path(), &["shop", &label, "--format", format.as_str(), "--compress", &codec_text]);
+        let mut command = create(
+            &server,
+            directory.path(),
+            &[
+                "shop",
+                &label,
+                "--format",
+                format.as_str(),
+                "--compress",
+                &codec_text,
+            ],
+        );
         if encrypted {
             command = command.args(["--passphrase", "env:DUMP_PASSPHRASE"]);
         }
@@ -191,7 +213,11 @@ async fn every_form_and_codec_restores_with_the_programs_of_postgresql(#[case] m
         let manifest = manifest(directory.path(), &label);
         let stored = std::fs::read(directory.path().join(&label)).expect("the dump");
         assert_eq!(manifest.stored.bytes, stored.len() as u64, "{label}");
-        assert_eq!(manifest.stored.sha256, pgmahout_store::digest::Sha256::of(&stored).to_string(), "{label}");
+        assert_eq!(
+            manifest.stored.sha256,
+            pgmahout_store::digest::Sha256::of(&stored).to_string(),
+            "{label}"
+        );
         let inside = content(&directory.path().join(&label), codec, encrypted);
         assert_eq!(manifest.content.bytes, inside.len() as u64, "{label}");
         assert_eq!(manifest.encryption.is_some(), encrypted, "{label}");
@@ -200,7 +226,13 @@ async fn every_form_and_codec_restores_with_the_programs_of_postgresql(#[case] m
         let counted: Vec<(String, Option<u64>, Precision)> = manifest
             .tables
             .iter()
-            .map(|table| (format!("{}.{}", table.schema, table.name), table.rows, table.precision))
+            .map(|table| {
+                (
+                    format!("{}.{}", table.schema, table.name),
+                    table.rows,
+                    table.precision,
+                )
+            })
             .collect();
         let exact = |name: &str, rows| (name.to_owned(), Some(rows), Precision::Exact);
         assert_eq!(
@@ -224,23 +256,49 @@ async fn every_form_and_codec_restores_with_the_programs_of_postgresql(#[case] m
 async fn the_default_is_one_plain_gzip_file_that_gunzip_and_psql_restore() {
     let server = shop(Major::V15).await;
     let directory = tempfile::tempdir().expect("a directory");
-    let finished = create(&server, directory.path(), &["shop"]).run().await.expect_status(0);
+    let finished = create(&server, directory.path(), &["shop"])
+        .run()
+        .await
+        .expect_status(0);
     let file = finished.stdout.trim().to_owned();
-    let shape: String =
-        file.chars().map(|character| if character.is_ascii_digit() { '9' } else { character }).collect();
+    let shape: String = file
+        .chars()
+        .map(|character| {
+            if character.is_ascii_digit() {
+                '9'
+            } else {
+                character
+            }
+        })
+        .collect();
     assert_eq!(shape, "backup_shop_9999_99_99_999999.sql.gz");
-    assert_eq!(names(directory.path()), [file.clone(), format!("{file}.manifest.json")]);
-    let test = std::process::Command::new("gzip").arg("-t").arg(directory.path().join(&file)).status();
+    assert_eq!(
+        names(directory.path()),
+        [file.clone(), format!("{file}.manifest.json")]
+    );
+    let test = std::process::Command::new("gzip")
+        .arg("-t")
+        .arg(directory.path().join(&file))
+        .status();
     assert!(test.expect("gzip runs").success());
-    let unzipped =
-        std::process::Command::new("gunzip").arg("-c").arg(directory.path().join(&file)).output().expect("gunzip");
+    let unzipped = std::process::Command::new("gunzip")
+        .arg("-c")
+        .arg(directory.path().join(&file))
+        .output()
+        .expect("gunzip");
     assert!(unzipped.status.success());
     server.createdb("again").await;
     server.psql("again", &String::from_utf8(unzipped.stdout).expect("UTF-8"));
-    assert_eq!(server.query_text("again", DIGEST).await, server.query_text("shop", DIGEST).await);
+    assert_eq!(
+        server.query_text("again", DIGEST).await,
+        server.query_text("shop", DIGEST).await
+    );
     // Dumps hold everything that the database holds: nobody else may read them.
     use std::os::unix::fs::PermissionsExt;
-    let mode = std::fs::metadata(directory.path().join(&file)).expect("it is there").permissions().mode();
+    let mode = std::fs::metadata(directory.path().join(&file))
+        .expect("it is there")
+        .permissions()
+        .mode();
     assert_eq!(mode & 0o777, 0o600);
 }
 
@@ -248,11 +306,24 @@ async fn the_default_is_one_plain_gzip_file_that_gunzip_and_psql_restore() {
 async fn without_a_name_the_database_is_that_of_the_environment_and_else_postgres() {
     let server = shop(Major::V18).await;
     let directory = tempfile::tempdir().expect("a directory");
-    create(&server, directory.path(), &["--json"]).run().await.expect_status(0);
-    create(&server, directory.path(), &[]).env("PGDATABASE", "shop").run().await.expect_status(0);
+    create(&server, directory.path(), &["--json"])
+        .run()
+        .await
+        .expect_status(0);
+    create(&server, directory.path(), &[])
+        .env("PGDATABASE", "shop")
+        .run()
+        .await
+        .expect_status(0);
     let names = names(directory.path());
-    assert!(names.iter().any(|name| name.starts_with("backup_postgres_")), "{names:?}");
-    assert!(names.iter().any(|name| name.starts_with("backup_shop_")), "{names:?}");
+    assert!(
+        names.iter().any(|name| name.starts_with("backup_postgres_")),
+        "{names:?}"
+    );
+    assert!(
+        names.iter().any(|name| name.starts_with("backup_shop_")),
+        "{names:?}"
+    );
 }
 
 #[rstest]
@@ -270,7 +341,9 @@ async fn the_rows_and_the_dump_are_of_one_snapshot_while_others_write(#[case] ma
             let mut written = 0;
             while !stop.is_cancelled() {
                 client
-                    .batch_execute("INSERT INTO orders (customer, note) SELECT 1, 'new' FROM generate_series(1, 7)")
+                    .batch_execute(
+                        "INSERT INTO orders (customer, note) SELECT 1, 'new' FROM generate_series(1, 7)",
+                    )
                     .await
                     .expect("writes go on");
                 written += 1;
@@ -279,15 +352,31 @@ async fn the_rows_and_the_dump_are_of_one_snapshot_while_others_write(#[case] ma
         })
     };
     for format in ["plain", "custom", "directory"] {
-        create(&server, directory.path(), &["shop", format, "--format", format]).run().await.expect_status(0);
+        create(&server, directory.path(), &["shop", format, "--format", format])
+            .run()
+            .await
+            .expect_status(0);
     }
     stop.cancel();
-    assert!(writer.await.expect("no panic") > 3, "nothing was written meanwhile: the test tests nothing");
+    assert!(
+        writer.await.expect("no panic") > 3,
+        "nothing was written meanwhile: the test tests nothing"
+    );
     for format in [Format::Plain, Format::Custom, Format::Directory] {
         let name = format.as_str();
         let manifest = manifest(directory.path(), name);
-        let orders = manifest.tables.iter().find(|table| table.name == "orders").expect("counted");
-        restore(&server, name, format, &content(&directory.path().join(name), Codec::GZIP, false)).await;
+        let orders = manifest
+            .tables
+            .iter()
+            .find(|table| table.name == "orders")
+            .expect("counted");
+        restore(
+            &server,
+            name,
+            format,
+            &content(&directory.path().join(name), Codec::GZIP, false),
+        )
+        .await;
         let restored = server.query_text(name, "SELECT count(*)::text FROM orders").await;
         assert_eq!(orders.rows.map(|rows| rows.to_string()), Some(restored), "{name}");
     }
@@ -298,25 +387,68 @@ async fn selections_hold_what_they_say_and_a_pattern_without_a_match_is_an_error
     let server = shop(Major::V18).await;
     let directory = tempfile::tempdir().expect("a directory");
     let tables = |file: &str| -> Vec<String> {
-        manifest(directory.path(), file).tables.into_iter().map(|table| table.name).collect()
+        manifest(directory.path(), file)
+            .tables
+            .into_iter()
+            .map(|table| table.name)
+            .collect()
     };
     for format in ["plain", "custom"] {
         let some = format!("some_{format}");
-        let arguments = ["shop", &some, "--format", format, "-t", "cust*", "-t", "\"Odd Schema\".*"];
-        create(&server, directory.path(), &arguments).run().await.expect_status(0);
+        let arguments = [
+            "shop",
+            &some,
+            "--format",
+            format,
+            "-t",
+            "cust*",
+            "-t",
+            "\"Odd Schema\".*",
+        ];
+        create(&server, directory.path(), &arguments)
+            .run()
+            .await
+            .expect_status(0);
         assert_eq!(tables(&some), ["We\"ird", "customers"]);
         let less = format!("less_{format}");
-        let arguments =
-            ["shop", &less, "--format", format, "--exclude-schema", "Odd*", "--exclude-schema", "\"Odd*\"", "--exclude-table-data", "events_*"];
-        create(&server, directory.path(), &arguments).run().await.expect_status(0);
+        let arguments = [
+            "shop",
+            &less,
+            "--format",
+            format,
+            "--exclude-schema",
+            "\"Odd\"*",
+            "--exclude-table-data",
+            "events_*",
+        ];
+        create(&server, directory.path(), &arguments)
+            .run()
+            .await
+            .expect_status(0);
         assert_eq!(tables(&less), ["customers", "nothing", "orders"]);
     }
-    let schema = create(&server, directory.path(), &["shop", "schema", "--schema-only"]).run().await.expect_status(0);
+    let schema = create(&server, directory.path(), &["shop", "schema", "--schema-only"])
+        .run()
+        .await
+        .expect_status(0);
     assert!(!schema.stderr.contains("warning"), "{}", schema.stderr);
     assert_eq!(tables("schema"), Vec::<String>::new());
-    let missing = create(&server, directory.path(), &["shop", "missing", "-t", "custmers"]).run().await.expect_status(1);
-    assert!(missing.stderr.contains("no matching tables were found for pattern \"custmers\""), "{}", missing.stderr);
-    assert!(missing.stderr.contains("hint: check the spelling"), "{}", missing.stderr);
+    let missing = create(&server, directory.path(), &["shop", "missing", "-t", "custmers"])
+        .run()
+        .await
+        .expect_status(1);
+    assert!(
+        missing
+            .stderr
+            .contains("no matching tables were found for pattern \"custmers\""),
+        "{}",
+        missing.stderr
+    );
+    assert!(
+        missing.stderr.contains("hint: check the spelling"),
+        "{}",
+        missing.stderr
+    );
     assert!(!directory.path().join("missing").exists());
 }
 
@@ -327,10 +459,18 @@ async fn selections_hold_what_they_say_and_a_pattern_without_a_match_is_an_error
 async fn all_databases_are_dumps_of_their_own_with_the_roles_in_one_bundle(#[case] major: Major) {
     let server = shop(major).await;
     server.createdb("second \"db\"").await;
-    server.sql("postgres", "CREATE ROLE clerk LOGIN PASSWORD 'x'").await;
+    server
+        .sql("postgres", "CREATE ROLE clerk LOGIN PASSWORD 'x'")
+        .await;
     let directory = tempfile::tempdir().expect("a directory");
-    let finished =
-        create(&server, directory.path(), &["--all-databases", "--repo", "./repo", "--json"]).run().await.expect_status(0);
+    let finished = create(
+        &server,
+        directory.path(),
+        &["--all-databases", "--repo", "./repo", "--json"],
+    )
+    .run()
+    .await
+    .expect_status(0);
     let value = json(&finished);
     let databases: Vec<&str> = value["dumps"]
         .as_array()
@@ -339,19 +479,28 @@ async fn all_databases_are_dumps_of_their_own_with_the_roles_in_one_bundle(#[cas
         .map(|dump| dump["manifest"]["database"]["name"].as_str().expect("a name"))
         .collect();
     assert_eq!(databases, ["postgres", "second \"db\"", "shop"]);
-    let members = value["bundle"]["manifest"]["members"].as_array().expect("members");
+    let members = value["bundle"]["manifest"]["members"]
+        .as_array()
+        .expect("members");
     assert_eq!(members[0]["role"], "globals");
     let globals = content(
-        &directory.path().join("repo/dumps").join(members[0]["file"].as_str().expect("a file")),
+        &directory
+            .path()
+            .join("repo/dumps")
+            .join(members[0]["file"].as_str().expect("a file")),
         Codec::GZIP,
         false,
     );
     assert!(String::from_utf8_lossy(&globals).contains("CREATE ROLE clerk"));
     assert_eq!(members.len(), 4);
-    let listed = pgmahout(&server, directory.path(), &["dump", "list", "--repo", "./repo", "--json"])
-        .run()
-        .await
-        .expect_status(0);
+    let listed = pgmahout(
+        &server,
+        directory.path(),
+        &["dump", "list", "--repo", "./repo", "--json"],
+    )
+    .run()
+    .await
+    .expect_status(0);
     let listed = json(&listed);
     assert_eq!(listed["bundles"][0]["trust"], "read-back", "{listed}");
     assert_eq!(listed["dumps"].as_array().map(Vec::len), Some(3), "{listed}");
@@ -361,27 +510,50 @@ async fn all_databases_are_dumps_of_their_own_with_the_roles_in_one_bundle(#[cas
 async fn a_set_is_one_snapshot_seen_three_ways() {
     let server = shop(Major::V15).await;
     let directory = tempfile::tempdir().expect("a directory");
-    create(&server, directory.path(), &["shop", "set", "--set", "full,schema,data:customers,orders"])
-        .run()
-        .await
-        .expect_status(0);
+    create(
+        &server,
+        directory.path(),
+        &["shop", "set", "--set", "full,schema,data:customers,orders"],
+    )
+    .run()
+    .await
+    .expect_status(0);
     let manifests: Vec<DumpManifest> = ["full", "schema", "data"]
         .into_iter()
         .map(|part| manifest(directory.path(), &format!("set_{part}.sql.gz")))
         .collect();
-    let snapshots: Vec<_> = manifests.iter().map(|manifest| manifest.snapshot.clone()).collect();
-    assert!(snapshots.windows(2).all(|pair| pair[0] == pair[1]), "{snapshots:?}");
-    let data: Vec<&str> = manifests[2].tables.iter().map(|table| table.name.as_str()).collect();
+    let snapshots: Vec<_> = manifests
+        .iter()
+        .map(|manifest| manifest.snapshot.clone())
+        .collect();
+    assert!(
+        snapshots.windows(2).all(|pair| pair[0] == pair[1]),
+        "{snapshots:?}"
+    );
+    let data: Vec<&str> = manifests[2]
+        .tables
+        .iter()
+        .map(|table| table.name.as_str())
+        .collect();
     assert_eq!(data, ["customers", "orders"]);
     server.createdb("rebuilt").await;
     let inside = |part: &str| {
-        let bytes = content(&directory.path().join(format!("set_{part}.sql.gz")), Codec::GZIP, false);
+        let bytes = content(
+            &directory.path().join(format!("set_{part}.sql.gz")),
+            Codec::GZIP,
+            false,
+        );
         String::from_utf8(bytes).expect("UTF-8")
     };
     server.psql("rebuilt", &inside("schema"));
     // Foreign keys are there already: pg_dump orders the tables of a data-only dump for that.
     server.psql("rebuilt", &inside("data"));
-    assert_eq!(server.query_text("rebuilt", "SELECT count(*)::text FROM orders").await, "3000");
+    assert_eq!(
+        server
+            .query_text("rebuilt", "SELECT count(*)::text FROM orders")
+            .await,
+        "3000"
+    );
     assert!(directory.path().join("set.bundle.json").exists());
 }
 
@@ -401,19 +573,29 @@ async fn a_dump_goes_to_s3_and_is_listed_there(#[case] encrypted: bool) {
             .env("AWS_SECRET_ACCESS_KEY", storage.secret_key())
             .env("AWS_REGION", storage.region())
     };
-    let mut command = create(&server, directory.path(), &["shop", "--repo", &repository, "--format", "custom", "--globals"]);
+    let mut command = create(
+        &server,
+        directory.path(),
+        &["shop", "--repo", &repository, "--format", "custom", "--globals"],
+    );
     if encrypted {
         command = command.args(["--passphrase", "env:DUMP_PASSPHRASE"]);
     }
     with_storage(command).run().await.expect_status(0);
     let keys = storage.keys();
     assert_eq!(keys.len(), 3, "{keys:?}");
-    assert!(keys.iter().all(|key| key.starts_with("team/dumps/backup_shop_")), "{keys:?}");
-    let listed =
-        with_storage(pgmahout(&server, directory.path(), &["dump", "list", "--repo", &repository, "--json"]))
-            .run()
-            .await
-            .expect_status(0);
+    assert!(
+        keys.iter().all(|key| key.starts_with("team/dumps/backup_shop_")),
+        "{keys:?}"
+    );
+    let listed = with_storage(pgmahout(
+        &server,
+        directory.path(),
+        &["dump", "list", "--repo", &repository, "--json"],
+    ))
+    .run()
+    .await
+    .expect_status(0);
     let listed = json(&listed);
     assert_eq!(listed["dumps"][0]["trust"], "read-back", "{listed}");
     assert_eq!(listed["dumps"][0]["encrypted"], encrypted, "{listed}");
@@ -426,18 +608,39 @@ async fn counting_stops_at_its_budget_and_says_so() {
     let server = shop(Major::V15).await;
     server.sql("shop", "ANALYZE").await;
     let directory = tempfile::tempdir().expect("a directory");
-    create(&server, directory.path(), &["shop", "late", "--format", "custom", "--count-budget", "0"])
-        .run()
-        .await
-        .expect_status(0);
+    create(
+        &server,
+        directory.path(),
+        &["shop", "late", "--format", "custom", "--count-budget", "0"],
+    )
+    .run()
+    .await
+    .expect_status(0);
     let late = manifest(directory.path(), "late");
-    assert!(late.tables.iter().all(|table| table.precision != Precision::Exact), "{:?}", late.tables);
-    let customers = late.tables.iter().find(|table| table.name == "customers").expect("listed");
-    assert_eq!((customers.rows, customers.precision), (Some(5000), Precision::Estimate));
-    create(&server, directory.path(), &["shop", "none", "--format", "custom", "--counts", "none"])
-        .run()
-        .await
-        .expect_status(0);
+    assert!(
+        late.tables
+            .iter()
+            .all(|table| table.precision != Precision::Exact),
+        "{:?}",
+        late.tables
+    );
+    let customers = late
+        .tables
+        .iter()
+        .find(|table| table.name == "customers")
+        .expect("listed");
+    assert_eq!(
+        (customers.rows, customers.precision),
+        (Some(5000), Precision::Estimate)
+    );
+    create(
+        &server,
+        directory.path(),
+        &["shop", "none", "--format", "custom", "--counts", "none"],
+    )
+    .run()
+    .await
+    .expect_status(0);
     let none = manifest(directory.path(), "none");
     assert_eq!(none.tables.len(), 6);
     assert!(none.tables.iter().all(|table| table.rows.is_none()));
@@ -447,17 +650,47 @@ async fn counting_stops_at_its_budget_and_says_so() {
 async fn a_dump_that_shrank_or_holds_no_table_is_a_warning_with_the_usual_causes() {
     let server = shop(Major::V15).await;
     let directory = tempfile::tempdir().expect("a directory");
-    let first = create(&server, directory.path(), &["shop", "first"]).run().await.expect_status(0);
+    let first = create(&server, directory.path(), &["shop", "first"])
+        .run()
+        .await
+        .expect_status(0);
     assert!(!first.stderr.contains("warning"), "{}", first.stderr);
     server.sql("shop", "TRUNCATE customers, orders").await;
-    let second = create(&server, directory.path(), &["shop", "second"]).run().await.expect_status(0);
-    assert!(second.stderr.contains("warning: the dump of shop has"), "{}", second.stderr);
-    assert!(second.stderr.contains("were tables dropped or emptied"), "{}", second.stderr);
+    let second = create(&server, directory.path(), &["shop", "second"])
+        .run()
+        .await
+        .expect_status(0);
+    assert!(
+        second.stderr.contains("warning: the dump of shop has"),
+        "{}",
+        second.stderr
+    );
+    assert!(
+        second.stderr.contains("were tables dropped or emptied"),
+        "{}",
+        second.stderr
+    );
     server.createdb("empty").await;
-    let empty = create(&server, directory.path(), &["empty", "third"]).run().await.expect_status(0);
-    assert!(empty.stderr.contains("holds no table: is the database empty, is its name right"), "{}", empty.stderr);
-    let shown = pgmahout(&server, directory.path(), &["dump", "show", "second"]).run().await.expect_status(0);
-    assert!(shown.stderr.contains("were tables dropped or emptied"), "{}", shown.stderr);
+    let empty = create(&server, directory.path(), &["empty", "third"])
+        .run()
+        .await
+        .expect_status(0);
+    assert!(
+        empty
+            .stderr
+            .contains("holds no table: is the database empty, is its name right"),
+        "{}",
+        empty.stderr
+    );
+    let shown = pgmahout(&server, directory.path(), &["dump", "show", "second"])
+        .run()
+        .await
+        .expect_status(0);
+    assert!(
+        shown.stderr.contains("were tables dropped or emptied"),
+        "{}",
+        shown.stderr
+    );
     assert!(shown.stdout.contains("public.customers"), "{}", shown.stdout);
 }
 
@@ -466,26 +699,45 @@ async fn a_listing_tells_sound_damaged_and_foreign_dumps_apart() {
     let server = shop(Major::V18).await;
     let directory = tempfile::tempdir().expect("a directory");
     for name in ["sound.sql.gz", "cut.sql.gz", "torn.sql.gz"] {
-        create(&server, directory.path(), &["shop", name]).run().await.expect_status(0);
+        create(&server, directory.path(), &["shop", name])
+            .run()
+            .await
+            .expect_status(0);
     }
     let path = |name: &str| directory.path().join(name);
     let whole = std::fs::read(path("cut.sql.gz")).expect("the dump");
     std::fs::write(path("cut.sql.gz"), &whole[..whole.len() / 2]).expect("cut");
     std::fs::write(path("torn.sql.gz.manifest.json"), "{\"schema_version\": 1, \"ki").expect("torn");
     std::fs::write(path("foreign.sql.gz"), &whole).expect("written");
-    let listed = pgmahout(&server, directory.path(), &["dump", "list", "--json"]).run().await.expect_status(0);
+    let listed = pgmahout(&server, directory.path(), &["dump", "list", "--json"])
+        .run()
+        .await
+        .expect_status(0);
     let listed = json(&listed);
     let trust = |name: &str| {
         let dumps = listed["dumps"].as_array().expect("dumps");
-        let dump = dumps.iter().find(|dump| dump["file"] == name).unwrap_or_else(|| panic!("{name}: {listed}"));
+        let dump = dumps
+            .iter()
+            .find(|dump| dump["file"] == name)
+            .unwrap_or_else(|| panic!("{name}: {listed}"));
         dump["trust"].as_str().expect("a word").to_owned()
     };
     assert_eq!(trust("sound.sql.gz"), "read-back");
     assert_eq!(trust("cut.sql.gz"), "damaged");
     assert_eq!(trust("torn.sql.gz"), "damaged");
     assert_eq!(trust("foreign.sql.gz"), "unverified");
-    let text = pgmahout(&server, directory.path(), &["dump", "list"]).run().await.expect_status(0);
-    assert!(text.stderr.contains("torn.sql.gz: the manifest is damaged"), "{}", text.stderr);
-    let none = pgmahout(&server, directory.path(), &["dump", "show", "soumd.sql.gz"]).run().await.expect_status(1);
+    let text = pgmahout(&server, directory.path(), &["dump", "list"])
+        .run()
+        .await
+        .expect_status(0);
+    assert!(
+        text.stderr.contains("torn.sql.gz: the manifest is damaged"),
+        "{}",
+        text.stderr
+    );
+    let none = pgmahout(&server, directory.path(), &["dump", "show", "soumd.sql.gz"])
+        .run()
+        .await
+        .expect_status(1);
     assert!(none.stderr.contains("similar: sound.sql.gz"), "{}", none.stderr);
 }

@@ -28,7 +28,11 @@ fn dump(directory: &Path, database: &str, days: i64, sound: bool) -> String {
         "counts": "exact",
         "verification": {"read_back_at": taken},
     });
-    std::fs::write(directory.join(format!("{file}.manifest.json")), manifest.to_string()).expect("written");
+    std::fs::write(
+        directory.join(format!("{file}.manifest.json")),
+        manifest.to_string(),
+    )
+    .expect("written");
     file
 }
 
@@ -56,19 +60,31 @@ async fn nothing_is_removed_without_a_confirmation() {
     for days in 0..5 {
         dump(directory.path(), "shop", days, true);
     }
-    let dry = expire(directory.path(), &["--keep-last", "2", "--dry-run"]).run().await.expect_status(0);
+    let dry = expire(directory.path(), &["--keep-last", "2", "--dry-run"])
+        .run()
+        .await
+        .expect_status(0);
     assert_eq!(dry.stdout.matches("remove").count(), 3, "{}", dry.stdout);
     assert!(dry.stdout.contains("last, newest sound"), "{}", dry.stdout);
     assert_eq!(archives(directory.path()).len(), 5);
-    let unasked = expire(directory.path(), &["--keep-last", "2"]).run().await.expect_status(3);
+    let unasked = expire(directory.path(), &["--keep-last", "2"])
+        .run()
+        .await
+        .expect_status(3);
     assert!(unasked.stderr.contains("--yes"), "{}", unasked.stderr);
     assert_eq!(archives(directory.path()).len(), 5);
-    let done = expire(directory.path(), &["--keep-last", "2", "--yes"]).run().await.expect_status(0);
+    let done = expire(directory.path(), &["--keep-last", "2", "--yes"])
+        .run()
+        .await
+        .expect_status(0);
     assert!(done.stderr.contains("removed 3 dumps"), "{}", done.stderr);
     assert_eq!(archives(directory.path()), ["shop_000.sql.gz", "shop_001.sql.gz"]);
     let all = std::fs::read_dir(directory.path()).expect("read").count();
     assert_eq!(all, 4, "the manifests went with their dumps");
-    let again = expire(directory.path(), &["--keep-last", "2", "--yes"]).run().await.expect_status(0);
+    let again = expire(directory.path(), &["--keep-last", "2", "--yes"])
+        .run()
+        .await
+        .expect_status(0);
     assert!(again.stderr.contains("nothing to remove"), "{}", again.stderr);
 }
 
@@ -78,17 +94,28 @@ async fn the_default_keeps_seven_days_four_weeks_and_twelve_months() {
     for days in 0..500 {
         dump(directory.path(), "shop", days, true);
     }
-    let done = expire(directory.path(), &["--yes", "--json"]).run().await.expect_status(0);
+    let done = expire(directory.path(), &["--yes", "--json"])
+        .run()
+        .await
+        .expect_status(0);
     let value: serde_json::Value = serde_json::from_str(&done.stdout).expect("JSON");
     assert_eq!(value["schema_version"], 1);
     let kept = |rule: &str| {
         let decisions = value["decisions"].as_array().expect("decisions");
         decisions
             .iter()
-            .filter(|decision| decision["kept_by"].as_array().is_some_and(|rules| rules.iter().any(|it| it == rule)))
+            .filter(|decision| {
+                decision["kept_by"]
+                    .as_array()
+                    .is_some_and(|rules| rules.iter().any(|it| it == rule))
+            })
             .count()
     };
-    assert_eq!((kept("daily"), kept("weekly"), kept("monthly")), (7, 4, 12), "{value}");
+    assert_eq!(
+        (kept("daily"), kept("weekly"), kept("monthly")),
+        (7, 4, 12),
+        "{value}"
+    );
     let left = archives(directory.path());
     assert!((18..=22).contains(&left.len()), "{left:?}");
 }
@@ -104,24 +131,49 @@ async fn the_only_good_dump_of_a_database_always_stays() {
     let shop = dump(directory.path(), "shop", 300, true);
     let gone = dump(directory.path(), "gone", 400, true);
     std::fs::write(directory.path().join("foreign.sql.gz"), "x").expect("written");
-    let done = expire(directory.path(), &["--keep-within", "1d", "--yes"]).run().await.expect_status(0);
+    let done = expire(directory.path(), &["--keep-within", "1d", "--yes"])
+        .run()
+        .await
+        .expect_status(0);
     let left = archives(directory.path());
     for file in [&shop, &gone, &"foreign.sql.gz".to_owned()] {
         assert!(left.contains(file), "{left:?}");
     }
-    assert_eq!(left.iter().filter(|name| name.starts_with("broken")).count(), 4, "{left:?}");
-    assert_eq!(left.iter().filter(|name| name.starts_with("shop")).count(), 1, "{left:?}");
-    assert!(done.stderr.contains("left alone: foreign.sql.gz"), "{}", done.stderr);
-    assert!(done.stdout.contains("no sound dump to take its place"), "{}", done.stdout);
+    assert_eq!(
+        left.iter().filter(|name| name.starts_with("broken")).count(),
+        4,
+        "{left:?}"
+    );
+    assert_eq!(
+        left.iter().filter(|name| name.starts_with("shop")).count(),
+        1,
+        "{left:?}"
+    );
+    assert!(
+        done.stderr.contains("left alone: foreign.sql.gz"),
+        "{}",
+        done.stderr
+    );
+    assert!(
+        done.stdout.contains("no sound dump to take its place"),
+        "{}",
+        done.stdout
+    );
 }
 
 #[tokio::test]
 async fn a_policy_that_keeps_nothing_is_refused() {
     let directory = tempfile::tempdir().expect("a directory");
     dump(directory.path(), "shop", 0, true);
-    let refused = expire(directory.path(), &["--keep-last", "0", "--yes"]).run().await.expect_status(2);
+    let refused = expire(directory.path(), &["--keep-last", "0", "--yes"])
+        .run()
+        .await
+        .expect_status(2);
     assert!(refused.stderr.contains("keeps nothing"), "{}", refused.stderr);
-    let wrong = expire(directory.path(), &["--keep-within", "soon"]).run().await.expect_status(2);
+    let wrong = expire(directory.path(), &["--keep-within", "soon"])
+        .run()
+        .await
+        .expect_status(2);
     assert!(wrong.stderr.contains("30d"), "{}", wrong.stderr);
     assert_eq!(archives(directory.path()).len(), 1);
 }
@@ -133,8 +185,22 @@ async fn only_the_named_database_is_touched() {
         dump(directory.path(), "shop", days, true);
         dump(directory.path(), "crm", days, true);
     }
-    expire(directory.path(), &["--database", "crm", "--keep-last", "1", "--yes"]).run().await.expect_status(0);
+    expire(
+        directory.path(),
+        &["--database", "crm", "--keep-last", "1", "--yes"],
+    )
+    .run()
+    .await
+    .expect_status(0);
     let left = archives(directory.path());
-    assert_eq!(left.iter().filter(|name| name.starts_with("crm")).count(), 1, "{left:?}");
-    assert_eq!(left.iter().filter(|name| name.starts_with("shop")).count(), 3, "{left:?}");
+    assert_eq!(
+        left.iter().filter(|name| name.starts_with("crm")).count(),
+        1,
+        "{left:?}"
+    );
+    assert_eq!(
+        left.iter().filter(|name| name.starts_with("shop")).count(),
+        3,
+        "{left:?}"
+    );
 }

@@ -66,8 +66,11 @@ impl Running {
                 None => command.env_remove(name),
             };
         }
-        // Messages in one language, so that hints can be given for them.
-        command.env("LC_ALL", "C");
+        // Messages in one language, so that hints can be given for them; everything else as it was.
+        if let Some(everything) = std::env::var_os("LC_ALL").filter(|value| !value.is_empty()) {
+            command.env_remove("LC_ALL").env("LC_CTYPE", everything);
+        }
+        command.env("LC_MESSAGES", "C");
         command.process_group(0).kill_on_drop(true);
         let mut child = command.spawn().map_err(|source| DumpError::Io {
             doing: "run",
@@ -76,7 +79,12 @@ impl Running {
         })?;
         let stderr = child.stderr.take().expect("stderr was piped");
         let stderr = tokio::spawn(relay(program.name, stderr, Arc::clone(reporter)));
-        Ok(Self { name: program.name, child, stderr, reporter: Arc::clone(reporter) })
+        Ok(Self {
+            name: program.name,
+            child,
+            stderr,
+            reporter: Arc::clone(reporter),
+        })
     }
 
     /// The program's output, as a blocking file with a large pipe buffer. Once.
@@ -136,7 +144,11 @@ impl Running {
     pub(super) async fn check(self, status: ExitStatus) -> Result<(), DumpError> {
         let said = self.stderr.await.unwrap_or_default();
         if !status.success() {
-            return Err(DumpError::Program { program: self.name.to_owned(), status, stderr: said.lines });
+            return Err(DumpError::Program {
+                program: self.name.to_owned(),
+                status,
+                stderr: said.lines,
+            });
         }
         if said.failing {
             for line in said.lines {
@@ -165,8 +177,16 @@ async fn relay(name: &'static str, stderr: impl AsyncRead + Unpin, reporter: Arc
         }
         failing |= text.contains(": error: ") || text.contains(": fatal: ");
         if !failing {
-            let shown = if text.starts_with(name) { text.clone() } else { format!("{name}: {text}") };
-            let level = if is_chatter(&text) { Level::Detail } else { Level::Warning };
+            let shown = if text.starts_with(name) {
+                text.clone()
+            } else {
+                format!("{name}: {text}")
+            };
+            let level = if is_chatter(&text) {
+                Level::Detail
+            } else {
+                Level::Warning
+            };
             reporter.message(level, &shown);
         }
         if kept.len() == KEPT_LINES {

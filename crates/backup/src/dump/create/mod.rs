@@ -185,14 +185,16 @@ async fn begin(
         () = workshop.cancellation.cancelled() => return Err(DumpError::Interrupted),
     };
     let facts = &session.facts;
-    let series = catalog::series_of(
-        &facts.database.name,
-        options,
-        facts.server.system_identifier.as_deref(),
-    );
-    let previous = catalog::newest_of_series(&request.place, &series)
-        .await
-        .unwrap_or(None);
+    // Only a directory has a size that can be asked for.
+    let previous = if request.place.directory().is_some() {
+        let system = facts.server.system_identifier.as_deref();
+        let series = catalog::series_of(&facts.database.name, options, system);
+        catalog::newest_of_series(&request.place, &series)
+            .await
+            .unwrap_or(None)
+    } else {
+        None
+    };
     if let Some(problem) = preflight::space(request, facts.database.size_bytes, previous.as_ref()) {
         session.end().await;
         return Err(DumpError::Preflight {

@@ -140,10 +140,11 @@ impl Workshop<'_> {
             unpublished.discard(&self.request.place).await;
             return Err(error);
         }
-        let maintenance =
-            self.request.scope == Scope::AllDatabases && manifest.database.name == "postgres";
+        let maintenance = self.request.scope == Scope::AllDatabases && manifest.database.name == "postgres";
         let tables = inside.tables(options.contents);
-        manifest.warnings.extend(warnings::about(&manifest, tables, previous.as_ref(), maintenance));
+        manifest
+            .warnings
+            .extend(warnings::about(&manifest, tables, previous.as_ref(), maintenance));
         for warning in &manifest.warnings {
             self.reporter.message(Level::Warning, warning);
         }
