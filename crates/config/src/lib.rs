@@ -1,6 +1,6 @@
 //! The configuration: `pgmahout.yml` and the environment, turned once into validated settings.
 //!
-//! The file is a superset of Patroni's. It is read in three steps: [`node`](self) gives a tree in which
+//! The file is a superset of Patroni's. It is read in three steps: the text becomes a tree in which
 //! every node knows its line, the environment's variables are put over it, and the sections are turned into
 //! [`Settings`], with every problem gathered and none passed over. Past that, nobody sees YAML.
 //!

@@ -95,3 +95,19 @@ fn sharers_exclude_exclusive_holders_only() {
     drop(third);
     assert_eq!(FileLock::owner(&path), None);
 }
+
+#[test]
+fn root_takes_a_lock_whose_file_another_user_made_in_a_shared_directory() {
+    use std::os::unix::fs::chown;
+    if !rustix::process::geteuid().is_root() {
+        return;
+    }
+    let directory = tempfile::tempdir().unwrap();
+    std::fs::set_permissions(directory.path(), Permissions::from_mode(0o1777)).unwrap();
+    let path = directory.path().join("lock");
+    std::fs::write(&path, "").unwrap();
+    std::fs::set_permissions(&path, Permissions::from_mode(0o666)).unwrap();
+    chown(&path, Some(12345), Some(12345)).unwrap();
+    // What opening it with O_CREAT would be refused for (fs.protected_regular).
+    FileLock::try_acquire(&path, "root").unwrap();
+}
