@@ -128,6 +128,11 @@ impl Printer {
         self.out_is_terminal
     }
 
+    /// Whether the reader of stdout has gone.
+    pub(crate) fn is_reader_gone(&self) -> bool {
+        self.reader_gone.load(Ordering::Relaxed)
+    }
+
     /// The colours of stdout.
     pub(crate) fn palette(&self) -> &Palette {
         &self.out

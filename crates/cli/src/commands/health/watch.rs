@@ -43,6 +43,9 @@ pub(super) async fn run(
         } else {
             publish(&report, args, form, context)?;
         }
+        if context.printer.is_reader_gone() {
+            return Ok(ExitStatus::SUCCESS);
+        }
         tokio::select! {
             () = tokio::time::sleep(pause) => {}
             () = context.cancellation.cancelled() => break,
