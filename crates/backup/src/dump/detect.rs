@@ -132,7 +132,7 @@ fn is_tar(first: &[u8]) -> bool {
 
 /// Text whose first line that says something is a comment or begins with a word of SQL or `\restrict`.
 fn looks_like_sql(first: &[u8]) -> bool {
-    if memchr::memchr(0, first).is_some() {
+    if memchr::memchr(0, first).is_some() || first.starts_with(b"-----BEGIN") {
         return false;
     }
     let text = first.strip_prefix(b"\xef\xbb\xbf").unwrap_or(first);

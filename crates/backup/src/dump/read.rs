@@ -342,12 +342,17 @@ impl Dump {
     /// Tars are read from files: pg_dump's own as they are, those of a directory unpacked.
     async fn unpack_archive(&mut self) -> Result<(), RestoreError> {
         let mut file = self.spool_payload().await?;
-        let mut head = [0; 512 + 11];
+        let mut head = [0; 512 + 7];
         file.read_exact(&mut head)
             .map_err(|error| RestoreError::reading(&self.what, error))?;
-        // The archive's format: 3 is tar, 5 is directory (ArchiveFormat in pg_backup.h).
-        let is_directory = head[512..517] == *b"PGDMP" && head[522] == 5;
         self.needed_major = needed_major(&head[512..]);
+        rewind(&mut file, &self.what)?;
+        // Both say in toc.dat that they are tar archives (_CloseArchive in pg_backup_directory.c), but only
+        // pg_dump -Ft adds a script.
+        let copy = file.try_clone();
+        let is_directory = blocking(move || Ok(!has_member(copy?, "restore.sql")?))
+            .await
+            .map_err(|error| RestoreError::reading(&self.what, error))?;
         rewind(&mut file, &self.what)?;
         if !is_directory {
             self.origin = Origin::Spooled(file);
@@ -643,6 +648,17 @@ fn spool(stream: &mut impl Read, directory: Option<&Path>) -> io::Result<File> {
     }
     file.seek(SeekFrom::Start(0))?;
     Ok(file)
+}
+
+/// Whether a tar has a file of this name at its top.
+fn has_member(file: File, name: &str) -> io::Result<bool> {
+    for entry in tar::Archive::new(file).entries_with_seek()? {
+        let path = entry?.path_bytes().into_owned();
+        if path.strip_prefix(b"./").unwrap_or(&path) == name.as_bytes() {
+            return Ok(true);
+        }
+    }
+    Ok(false)
 }
 
 /// A directory that only we can enter.

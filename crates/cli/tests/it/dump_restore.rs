@@ -125,10 +125,12 @@ async fn a_replaced_database_keeps_its_owner_rights_settings_and_comment(#[case]
     let (server, directory) = scene(major).await;
     let source = everything(&server, "shop").await;
     server
+        .sql("postgres", "CREATE ROLE alice; CREATE ROLE bob LOGIN")
+        .await;
+    server
         .sql(
             "postgres",
-            "CREATE ROLE alice; CREATE ROLE bob LOGIN;
-             CREATE DATABASE target OWNER alice CONNECTION LIMIT 50;",
+            "CREATE DATABASE target OWNER alice CONNECTION LIMIT 50",
         )
         .await;
     server
@@ -466,15 +468,7 @@ async fn a_part_of_a_dump_can_be_restored(#[case] major: Major) {
             "0"
         );
         // A dropped table comes back with its keys, indexes and sequences.
-        server
-            .sql(
-                "postgres",
-                "DROP DATABASE again; CREATE DATABASE again TEMPLATE shop"
-                    .split(';')
-                    .next()
-                    .expect("one"),
-            )
-            .await;
+        server.sql("postgres", "DROP DATABASE again").await;
         server
             .sql("postgres", "CREATE DATABASE again TEMPLATE shop")
             .await;

@@ -212,8 +212,7 @@ pub async fn plan(request: CopyRequest) -> Result<CopyPlan, RestoreError> {
         None
     };
     if let Some(target) = &target {
-        let same = target.system_identifier.is_some() && target.system_identifier == source.system_identifier;
-        if same && request.from.database == *name {
+        if target.instance == source.instance && request.from.database == *name {
             return Err(RestoreError::Refused {
                 what: request.from.describe(),
                 why: "source and target are the same database".to_owned(),

@@ -164,8 +164,8 @@ pub struct TargetFacts {
     pub extensions: Vec<String>,
     /// The server.
     pub version: Option<ServerVersion>,
-    /// The cluster.
-    pub system_identifier: Option<String>,
+    /// The running server: its start and its port, which no copy of it shares.
+    pub instance: String,
     /// Logical replication slots and subscriptions that are bound to it.
     pub bound: Vec<String>,
     /// Prepared transactions in it.
@@ -221,13 +221,13 @@ pub(crate) async fn look(connection: &Connection) -> Result<TargetFacts, Restore
         .await
         .map_err(sql)?;
     facts.bound = rows.iter().map(|row| row.get(0)).collect();
-    facts.system_identifier = connection
+    facts.instance = connection
         .query_one(
-            "SELECT system_identifier::text FROM pg_catalog.pg_control_system()",
+            "SELECT concat(pg_catalog.pg_postmaster_start_time(), ' ', pg_catalog.current_setting('port'))",
             &[],
         )
         .await
-        .ok()
-        .map(|row| row.get(0));
+        .map_err(sql)?
+        .get(0);
     Ok(facts)
 }
