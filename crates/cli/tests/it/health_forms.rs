@@ -424,9 +424,15 @@ async fn at_most_three_connections_are_open_at_any_moment() {
         }
         (most, looks)
     });
+    let left = "SELECT count(*) FROM pg_stat_activity WHERE application_name = 'pgmahout'";
     for _ in 0..5 {
         let look = operator.look(&[]).await;
         look.answer("indexes.invalid").is_ok();
+        // The next run's first must not meet the last run's last.
+        poll::until(PATIENCE, "the run's sessions to be gone", async || {
+            server.query_text("postgres", left).await == "0"
+        })
+        .await;
     }
     done.store(true, std::sync::atomic::Ordering::Relaxed);
     let (most, looks) = watching.await.expect("no panic");

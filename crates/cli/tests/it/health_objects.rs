@@ -372,7 +372,7 @@ async fn nothing_waits_behind_an_exclusive_lock(#[case] major: Major) {
     server
         .sql(
             "postgres",
-            "CREATE TABLE locked (id int PRIMARY KEY, note text); CREATE TABLE leaving (id int);
+            "CREATE TABLE locked (id int PRIMARY KEY, note text); CREATE TABLE leaving (id int); CREATE TABLE changing (id int);
              INSERT INTO locked SELECT n, repeat('x', 3000) FROM generate_series(1, 100) n; ANALYZE;
              CREATE TABLE parted (id int) PARTITION BY RANGE (id); CREATE TABLE part PARTITION OF parted DEFAULT;
              CREATE MATERIALIZED VIEW summary AS SELECT count(*) FROM locked",
@@ -382,7 +382,7 @@ async fn nothing_waits_behind_an_exclusive_lock(#[case] major: Major) {
     holder
         .batch_execute(
             "BEGIN; LOCK TABLE locked, parted IN ACCESS EXCLUSIVE MODE; DROP TABLE leaving; CREATE TABLE coming (id int);
-             ALTER TABLE part ADD COLUMN more int; TRUNCATE locked; CREATE INDEX ON coming (id);
+             ALTER TABLE changing ADD COLUMN more int; TRUNCATE locked; CREATE INDEX ON coming (id);
              REFRESH MATERIALIZED VIEW summary",
         )
         .await

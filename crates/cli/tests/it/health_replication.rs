@@ -94,6 +94,7 @@ async fn lag_is_told_from_both_ends_and_a_dead_standby_is_never_at_zero(#[case] 
         .is_ok();
 
     // The walreceiver dies. What was received is all replayed, and that is not lag 0.
+    let conninfo = standby.query_text("postgres", "SHOW primary_conninfo").await;
     standby
         .sql(
             "postgres",
@@ -155,9 +156,11 @@ async fn lag_is_told_from_both_ends_and_a_dead_standby_is_never_at_zero(#[case] 
         "no standby is expected and none is connected"
     );
 
-    standby
-        .sql("postgres", "ALTER SYSTEM RESET primary_conninfo")
-        .await;
+    let restored = format!(
+        "ALTER SYSTEM SET primary_conninfo = '{}'",
+        conninfo.replace('\'', "''")
+    );
+    standby.sql("postgres", &restored).await;
     standby.reload().await;
     of_standby
         .wait_for("replication.receiver", &[], "OK")

@@ -263,7 +263,9 @@ impl Runner {
             window: OnceCell::new(),
             survey: OnceCell::new(),
         };
-        self.ask_all(&context).await
+        let answer = self.ask_all(&context).await;
+        context.sessions.close().await;
+        answer
     }
 
     fn previous(&self, facts: &Facts, target: &Target) -> Option<Sample> {

@@ -4,7 +4,7 @@
 //! Questions are sent with the simple query protocol and answered as JSON rows: one round trip each, no
 //! prepared statement that a pooler could lose, and one place that turns rows into types.
 
-use std::sync::{Arc, Mutex, PoisonError};
+use std::sync::{Arc, Mutex, PoisonError, Weak};
 use std::time::Duration;
 
 use async_trait::async_trait;
@@ -105,12 +105,14 @@ impl Connect for Opener {
 struct Session {
     /// None is the database of the connection parameters.
     database: Option<String>,
-    link: Connection,
+    link: Arc<Connection>,
 }
 
 #[derive(Default)]
 struct State {
     idle: Vec<Session>,
+    /// Every session that is open, in use or not.
+    links: Vec<Weak<Connection>>,
     open: usize,
     /// How many the server was found to allow, where it is fewer than [`MOST_SESSIONS`].
     lost: usize,
@@ -228,7 +230,8 @@ impl Sessions {
     }
 
     async fn open(&self, database: Option<&str>) -> Result<Session, ConnectFailure> {
-        let link = self.connect.connect(database).await?;
+        let link = Arc::new(self.connect.connect(database).await?);
+        self.state().links.push(Arc::downgrade(&link));
         Ok(Session {
             database: database.map(str::to_owned),
             link,
@@ -239,16 +242,21 @@ impl Sessions {
     /// that there are never more than three.
     async fn end(&self, old: Session) {
         let process = old.link.backend_pid();
-        drop(old);
-        let watcher = self.state().idle.pop();
+        farewell(old).await;
+        let watcher = {
+            let mut state = self.state();
+            state.links.retain(|link| link.strong_count() > 0);
+            state.links.iter().find_map(Weak::upgrade)
+        };
         let Some(watcher) = watcher else {
             // Nobody to ask: a backend ends within milliseconds of its client.
             tokio::time::sleep(Duration::from_millis(5)).await;
             return;
         };
+        // It may be in use: what it is asked now is answered after what it was asked before.
         let question = format!("SELECT count(*) FROM pg_stat_activity WHERE pid = {process}");
         let wait = async {
-            while let Ok(rows) = raw_rows(&watcher.link, &question).await
+            while let Ok(rows) = raw_rows(&watcher, &question).await
                 && rows.first().is_some_and(|count| count != "0")
             {
                 tokio::time::sleep(Duration::from_millis(1)).await;
@@ -256,7 +264,20 @@ impl Sessions {
         };
         // Not ended in time: then there is a fourth for a moment, which harms less than no answer.
         let _ = tokio::time::timeout(ENDING_TIMEOUT, wait).await;
-        self.state().idle.push(watcher);
+    }
+
+    /// Ends all sessions that nobody uses.
+    pub async fn close(&self) {
+        let idle = std::mem::take(&mut self.state().idle);
+        futures::future::join_all(idle.into_iter().map(farewell)).await;
+    }
+}
+
+/// Tells the server that the session ends.
+async fn farewell(session: Session) {
+    // Somebody may still be asking on it to see another end; then dropping it is all there is to do.
+    if let Ok(connection) = Arc::try_unwrap(session.link) {
+        connection.close().await;
     }
 }
 

@@ -112,7 +112,7 @@ fn rows_of(standbys: &[Standby]) -> Rows {
 async fn standbys(context: &Context) -> Result<Verdict, Failure> {
     let facts = context.facts_with_statistics()?;
     let expected = context.target().expectations.standbys;
-    if facts.in_recovery && expected.is_none() {
+    if facts.in_recovery {
         return Ok(Verdict::not_applicable("this server is a standby"));
     }
     let all: Vec<Standby> = context.rows(STANDBYS).await?;
