@@ -120,6 +120,8 @@ pub struct OpenOptions {
 pub struct Dump {
     what: String,
     origin: Origin,
+    /// The file that was opened, whatever is read now.
+    stored: Option<(Place, String)>,
     layers: Vec<Layer>,
     payload: Payload,
     manifest: Option<DumpManifest>,
@@ -198,6 +200,7 @@ impl Dump {
             what,
             needed_major: read.map_or(0, |()| needed_major(&head)),
             origin: Origin::Directory(path),
+            stored: None,
             layers: Vec::new(),
             payload: Payload::Directory,
             manifest: None,
@@ -238,6 +241,10 @@ impl Dump {
         let mut dump = Self {
             what,
             needed_major: needed_major(unwrapped.stream.first()),
+            stored: match &origin {
+                Origin::Stored { place, name } => Some((place.clone(), name.clone())),
+                _ => None,
+            },
             origin,
             layers: unwrapped.layers,
             payload,
@@ -287,10 +294,7 @@ impl Dump {
 
     /// Its place and name, where it is a file of one.
     pub fn stored(&self) -> Option<(&Place, &str)> {
-        match &self.origin {
-            Origin::Stored { place, name } => Some((place, name)),
-            _ => None,
-        }
+        self.stored.as_ref().map(|(place, name)| (place, name.as_str()))
     }
 
     /// Its length as stored, where that is known.
@@ -615,11 +619,10 @@ async fn open_origin(origin: &Origin, what: &str) -> Result<Box<dyn Read + Send>
     match origin {
         Origin::Stored { place, name } => Ok(place.open(name, &CancellationToken::new()).await?),
         Origin::Spooled(file) => {
-            let mut file = file
+            let file = file
                 .try_clone()
                 .map_err(|error| RestoreError::reading(what, error))?;
-            rewind(&mut file, what)?;
-            Ok(Box::new(file))
+            Ok(Box::new(FromStart { file, offset: 0 }))
         }
         Origin::Directory(_) => Ok(Box::new(io::empty())),
     }
@@ -629,6 +632,22 @@ fn rewind(file: &mut File, what: &str) -> Result<(), RestoreError> {
     file.seek(SeekFrom::Start(0))
         .map(drop)
         .map_err(|error| RestoreError::reading(what, error))
+}
+
+/// Reads a file with an offset of its own: handles that were cloned share theirs, and the thread of a
+/// reader that was dropped may still be reading ahead.
+struct FromStart {
+    file: File,
+    offset: u64,
+}
+
+impl Read for FromStart {
+    fn read(&mut self, buffer: &mut [u8]) -> io::Result<usize> {
+        use std::os::unix::fs::FileExt as _;
+        let count = self.file.read_at(buffer, self.offset)?;
+        self.offset += count as u64;
+        Ok(count)
+    }
 }
 
 /// Copies a stream into a file without a name.
@@ -803,7 +822,9 @@ impl Converter {
             program: "pg_restore",
             target: None,
             stderr,
-            hint,
+            hint: hint.or_else(|| {
+                Some("the archive is damaged, or pg_dump was interrupted: nothing was changed; use another copy of it, or an older dump".to_owned())
+            }),
         }))
     }
 }

@@ -90,8 +90,10 @@ pub(crate) async fn run(command: Command, context: &Context) -> Result<ExitStatu
 }
 
 /// The kinds of procedures that can be built again from their journals.
-fn registry(_context: &Context) -> Registry<'_> {
-    Registry::new()
+fn registry(context: &Context) -> Registry<'_> {
+    let mut registry = Registry::new();
+    super::dump::register(&mut registry, context);
+    registry
 }
 
 fn list(args: &List, context: &Context) -> Result<ExitStatus, Failure> {

@@ -22,4 +22,4 @@ pub mod tools;
 
 pub use counts::{CountRow, TargetFacts};
 pub use error::RestoreError;
-pub use procedure::{BackupFirst, Mode, Restore, RestoreOutcome, RestoreRequest, owner_map};
+pub use procedure::{BackupFirst, KIND, Mode, Restore, RestoreOutcome, RestoreRequest, owner_map};

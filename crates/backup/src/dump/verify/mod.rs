@@ -330,6 +330,7 @@ fn prepare(
             no_transaction: false,
             bin_dir: request.bin_dir.clone(),
             backup_first: None,
+            parameters: serde_json::Value::Null,
         },
         Arc::clone(dump),
         report,

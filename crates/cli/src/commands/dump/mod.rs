@@ -18,6 +18,8 @@ use crate::failure::Failure;
 
 pub(crate) use place::{KeyArgs, RepoArgs as PlaceArgs};
 
+pub(crate) use restore::register;
+
 /// Logical backups: make, list, restore, copy, test and expire dumps.
 #[derive(Debug, clap::Subcommand)]
 pub(crate) enum Command {

@@ -4,16 +4,21 @@ use std::path::{Path, PathBuf};
 use std::sync::Arc;
 
 use clap::Args as ClapArgs;
+use pgmahout_backup::dump::create::{self, CreateRequest};
 use pgmahout_backup::dump::location::Place;
+use pgmahout_backup::dump::manifest::{Contents, CountMode, Format, Options};
 use pgmahout_backup::dump::read::{Dump, OpenOptions, Source};
-use pgmahout_backup::dump::restore::{CountRow, Mode, Restore, RestoreRequest, owner_map};
+use pgmahout_backup::dump::restore::{BackupFirst, CountRow, KIND, Mode, Restore, RestoreRequest, owner_map};
 use pgmahout_backup::dump::scan::{ScanReport, Selection, TableName};
 use pgmahout_backup::dump::verify;
 use pgmahout_config::Settings;
 use pgmahout_postgres::connection::Connection;
 use pgmahout_postgres::params::ConnectionParameters;
-use pgmahout_procedure::report::{Reporter as _, Task, Unit};
-use pgmahout_procedure::{Ended, RunOptions, Runner, Surroundings};
+use pgmahout_procedure::report::{Reporter, Task, Unit};
+use pgmahout_procedure::{
+    Ended, Procedure, Registry, RunOptions, Runner, StepContext, StepError, Surroundings,
+};
+use pgmahout_store::codec::Codec;
 use pgmahout_store::seal::Keyring;
 use serde_json::json;
 use tokio_util::sync::CancellationToken;
@@ -184,10 +189,20 @@ fn table(text: &str) -> TableName {
     }
 }
 
-pub(crate) async fn run(args: Args, context: &Context) -> Result<ExitStatus, Failure> {
-    let target = target(&args, context)?;
-    let request = RestoreRequest {
-        target: target.clone(),
+fn request(
+    args: &Args,
+    target: ConnectionParameters,
+    settings: &Settings,
+    context: &Context,
+) -> Result<RestoreRequest, Failure> {
+    let backup_first: Option<Arc<dyn BackupFirst>> = match &args.backup_first {
+        None => None,
+        Some(path) => Some(Arc::new(TargetDump {
+            request: backup_request(args, path, &target, settings)?,
+            reporter: context.reporter(),
+        })),
+    };
+    Ok(RestoreRequest {
         mode: if args.clean {
             Mode::Replace
         } else if args.create || args.into.is_some() {
@@ -209,8 +224,153 @@ pub(crate) async fn run(args: Args, context: &Context) -> Result<ExitStatus, Fai
         jobs: args.jobs,
         no_transaction: args.no_transaction,
         bin_dir: args.bin_dir.clone(),
-        backup_first: None,
+        backup_first,
+        parameters: json!({ "arguments": arguments(args, &target) }),
+        target,
+    })
+}
+
+/// What would be typed to do the same again, from any directory and without secrets: for the journal.
+fn arguments(args: &Args, target: &ConnectionParameters) -> Vec<String> {
+    let absolute = |path: &PathBuf| {
+        std::path::absolute(path)
+            .unwrap_or_else(|_| path.clone())
+            .display()
+            .to_string()
     };
+    let in_repository = args.place.repo.is_some();
+    let file = if in_repository {
+        args.file.display().to_string()
+    } else {
+        absolute(&args.file)
+    };
+    let mut words = vec!["restore".to_owned(), file];
+    let mut option = |name: &str, value: Option<String>| {
+        words.extend(value.map(|value| format!("--{name}={value}")));
+    };
+    let secretive = |dsn: &String| dsn.to_ascii_lowercase().contains("password") || dsn.contains('@');
+    match args.connection.dsn.as_ref().filter(|dsn| !secretive(dsn)) {
+        Some(dsn) => option("dsn", Some(dsn.clone())),
+        None => {
+            let hosts: Vec<String> = target
+                .hosts
+                .iter()
+                .map(pgmahout_postgres::params::Host::name)
+                .collect();
+            let ports: Vec<String> = target.hosts.iter().map(|host| host.port.to_string()).collect();
+            option("host", Some(hosts.join(",")));
+            option("port", Some(ports.join(",")));
+            option("username", Some(target.user.clone()));
+        }
+    }
+    option("repo", args.place.repo.clone());
+    option("database", args.section.clone());
+    option("member", args.member.clone());
+    option("jobs", Some(args.jobs.to_string()));
+    option("passphrase", args.key.passphrase.clone());
+    option("key-file", args.key.key_file.as_ref().map(absolute));
+    option("bin-dir", args.bin_dir.as_ref().map(absolute));
+    option("temp-dir", args.temp_dir.as_ref().map(absolute));
+    option("backup-first", args.backup_first.as_ref().map(absolute));
+    for (name, values) in [
+        ("table", &args.tables),
+        ("schema", &args.schemas),
+        ("owner-map", &args.owner_map),
+    ] {
+        for value in values {
+            option(name, Some(value.clone()));
+        }
+    }
+    for (given, name) in [
+        (args.create, "--create"),
+        (args.clean, "--clean"),
+        (args.schema_only, "--schema-only"),
+        (args.data_only, "--data-only"),
+        (args.no_owner, "--no-owner"),
+        (args.no_acl, "--no-acl"),
+        (args.no_transaction, "--no-transaction"),
+    ] {
+        if given {
+            words.push(name.to_owned());
+        }
+    }
+    if args.into.is_some() {
+        words.push(format!("--into={}", target.database));
+    } else {
+        words.extend(["--".to_owned(), target.database.clone()]);
+    }
+    words
+}
+
+/// `--backup-first`.
+struct TargetDump {
+    request: CreateRequest,
+    reporter: Arc<dyn Reporter>,
+}
+
+#[async_trait::async_trait]
+impl BackupFirst for TargetDump {
+    async fn make(&self, context: &StepContext<'_>) -> Result<String, StepError> {
+        let created = create::create(&self.request, &self.reporter, context.cancellation).await?;
+        let file = created
+            .dumps
+            .first()
+            .map(|dump| created.place.describe_file(&dump.file));
+        file.ok_or_else(|| StepError::failed("no dump of the target was made"))
+    }
+}
+
+/// The dump that `--backup-first` makes: plain SQL with owners and rights, so that it restores what was
+/// there; into the file or directory that was named.
+fn backup_request(
+    args: &Args,
+    path: &Path,
+    target: &ConnectionParameters,
+    settings: &Settings,
+) -> Result<CreateRequest, Failure> {
+    let (place, file) = if path.is_dir() {
+        let configured = settings.dump.directory.clone().filter(|_| path == Path::new("."));
+        (
+            Place::Directory(configured.unwrap_or_else(|| path.to_path_buf())),
+            None,
+        )
+    } else {
+        let (place, file) = super::place::path(&path.to_string_lossy())?;
+        (place, Some(file))
+    };
+    Ok(CreateRequest {
+        connection: target.clone(),
+        bin_dir: args.bin_dir.clone(),
+        place,
+        file,
+        scope: create::Scope::Database,
+        options: Options {
+            format: Format::Plain,
+            contents: Contents::Full,
+            jobs: 1,
+            tables: Vec::new(),
+            schemas: Vec::new(),
+            exclude_tables: Vec::new(),
+            exclude_schemas: Vec::new(),
+            exclude_table_data: Vec::new(),
+            owner: true,
+            acl: true,
+        },
+        globals: false,
+        codec: Codec::default(),
+        threads: 0,
+        sealing: None,
+        counts: CountMode::Exact,
+        count_budget: std::time::Duration::from_secs(300),
+        force: false,
+        skip_space_check: false,
+        now: jiff::Zoned::now(),
+    })
+}
+
+/// Reads the dump and makes the procedure.
+async fn prepare(args: &Args, context: &Context) -> Result<Restore, Failure> {
+    let target = target(args, context)?;
     let settings = settings(context)?;
     let source = source(&args.file, &args.place, &settings).await?;
     let options = OpenOptions {
@@ -220,11 +380,43 @@ pub(crate) async fn run(args: Args, context: &Context) -> Result<ExitStatus, Fai
         member: args.member.clone(),
         target_major: major(&target).await,
     };
+    let request = request(args, target, &settings, context)?;
     let (dump, report) = read(source, options, context, false).await?;
-    let restore = Restore::new(request, Arc::clone(&dump), report);
-    if let Some(error) = restore.unfit() {
-        return Err(error.into());
+    let restore = Restore::new(request, dump, report);
+    match restore.unfit() {
+        Some(error) => Err(error.into()),
+        None => Ok(restore),
     }
+}
+
+/// Restores that did not end can be built again from their journals.
+pub(crate) fn register<'a>(registry: &mut Registry<'a>, context: &'a Context) {
+    registry.register(KIND, move |parameters| async move {
+        let arguments: Vec<String> = parameters
+            .get("arguments")
+            .and_then(|arguments| serde_json::from_value(arguments.clone()).ok())
+            .ok_or_else(|| StepError::failed("the journal does not say how the restore was begun"))?;
+        let matches = Args::augment_args(clap::Command::new("restore"))
+            .try_get_matches_from(&arguments)
+            .map_err(|error| {
+                StepError::failed(format!("the journal's arguments are not understood: {error}"))
+            })?;
+        let args = <Args as clap::FromArgMatches>::from_arg_matches(&matches).map_err(|error| {
+            StepError::failed(format!("the journal's arguments are not understood: {error}"))
+        })?;
+        match prepare(&args, context).await {
+            Ok(restore) => Ok(Box::new(restore) as Box<dyn Procedure>),
+            Err(failure) => {
+                let answer = failure.to_json();
+                let text = |name: &str| answer["error"][name].as_str().unwrap_or_default().to_owned();
+                Err(StepError::failed(text("message")).hint(text("hint")))
+            }
+        }
+    });
+}
+
+pub(crate) async fn run(args: Args, context: &Context) -> Result<ExitStatus, Failure> {
+    let restore = prepare(&args, context).await?;
     let reporter = context.reporter();
     let confirmation = context.confirmation(&args.confirmation);
     let ended = Runner::new()?
@@ -256,8 +448,8 @@ pub(crate) async fn run(args: Args, context: &Context) -> Result<ExitStatus, Fai
             if context.printer.wants_json() {
                 context.printer.json(&json!({
                     "schema_version": 1,
-                    "restored": dump.describe(),
-                    "database": target.database,
+                    "restored": restore.file(),
+                    "database": restore.database(),
                     "procedure": report,
                     "backup": outcome.backup,
                     "tables": counts_json(&outcome.counts),
@@ -267,8 +459,8 @@ pub(crate) async fn run(args: Args, context: &Context) -> Result<ExitStatus, Fai
                 let rows: u64 = outcome.counts.iter().filter_map(|row| row.found).sum();
                 context.printer.line(&format!(
                     "Restored {} into {}: {} tables, {rows} rows, in {:.1} s.",
-                    dump.describe(),
-                    target.database,
+                    restore.file(),
+                    restore.database(),
                     outcome.counts.len(),
                     report.seconds
                 ));
