@@ -46,6 +46,7 @@ fn ask_person(question: &Question) -> Result<(), ConfirmError> {
         QuestionKind::YesNo => "[y/N]".to_owned(),
         QuestionKind::TypeWord(word) => format!("(type '{word}' to go on)"),
     };
+    let _asking = crate::signals::Asking::begin();
     let read = || -> io::Result<String> {
         let mut stderr = io::stderr().lock();
         write!(stderr, "{} {answers} ", question.text)?;

@@ -215,6 +215,11 @@ impl Printer {
         }
     }
 
+    /// What a question is about, on stderr; said even with `--quiet`.
+    pub(crate) fn say(&self, text: &str) {
+        Self::to_stderr(&format!("{text}\n"));
+    }
+
     /// A warning, on stderr; said even with `--quiet`.
     pub(crate) fn warn(&self, text: &str) {
         Self::to_stderr(&format!("{} {text}\n", self.err.caution("warning:")));

@@ -58,6 +58,16 @@ impl Reporter for TerminalReporter {
         }
     }
 
+    fn plan(&self, text: &str) {
+        // Somebody is about to be asked about it: said with --quiet too, as long as nobody wants JSON alone.
+        if !self.printer.wants_json() {
+            match &self.bars {
+                Some(bars) => bars.suspend(|| self.printer.say(text.trim_end())),
+                None => self.printer.say(text.trim_end()),
+            }
+        }
+    }
+
     fn start(&self, task: Task) -> Box<dyn Progress> {
         if let Some(bars) = &self.bars {
             let bar = ProgressBar::hidden();

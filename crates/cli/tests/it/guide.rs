@@ -19,14 +19,29 @@ ANALYZE;
 /// The commands of a page and the status that each must end with.
 fn commands(page: &str) -> Vec<(String, i32)> {
     let mut inside = false;
-    let mut commands = Vec::new();
+    let mut commands: Vec<(String, i32)> = Vec::new();
+    // The end of a here-document, and its command so far.
+    let mut document: Option<(String, String)> = None;
     for line in page.lines() {
+        if let Some((end, text)) = &mut document {
+            text.push('\n');
+            text.push_str(line);
+            if line == end {
+                commands.push((std::mem::take(text), 0));
+                document = None;
+            }
+            continue;
+        }
         if let Some(fence) = line.trim_start().strip_prefix("```") {
             inside = !inside && fence.trim() == "console";
         } else if inside && let Some(command) = line.strip_prefix("$ ") {
-            let status = command
-                .rsplit_once("# exits ")
-                .map_or(0, |(_, status)| status.trim().parse().expect("a status after '# exits'"));
+            if let Some((_, end)) = command.split_once("<<'") {
+                document = Some((end.trim_end_matches('\'').to_owned(), command.to_owned()));
+                continue;
+            }
+            let status = command.rsplit_once("# exits ").map_or(0, |(_, status)| {
+                status.trim().parse().expect("a status after '# exits'")
+            });
             commands.push((command.to_owned(), status));
         }
     }
@@ -41,11 +56,17 @@ async fn run_page(name: &str) {
     let page = std::fs::read_to_string(guide().join(name)).expect("the page");
     let commands = commands(&page);
     assert!(!commands.is_empty(), "{name} has no command to run");
-    let server = Postgres::builder(Major::V15).setting("fsync", "on").archive_to("archive").start().await;
+    let server = Postgres::builder(Major::V15)
+        .setting("fsync", "on")
+        .archive_to("archive")
+        .start()
+        .await;
     server.createdb("shop").await;
     server.sql("shop", SHOP).await;
     let directory = server.new_directory("reader");
-    let binary = Path::new(env!("CARGO_BIN_EXE_pgmahout")).parent().expect("a directory");
+    let binary = Path::new(env!("CARGO_BIN_EXE_pgmahout"))
+        .parent()
+        .expect("a directory");
     let path = format!(
         "{}:{}:{}",
         binary.display(),
@@ -82,7 +103,13 @@ async fn run_page(name: &str) {
 async fn every_command_of_the_guide_works() {
     let mut pages: Vec<String> = std::fs::read_dir(guide())
         .expect("the guide")
-        .map(|entry| entry.expect("readable").file_name().to_string_lossy().into_owned())
+        .map(|entry| {
+            entry
+                .expect("readable")
+                .file_name()
+                .to_string_lossy()
+                .into_owned()
+        })
         .filter(|name| Path::new(name).extension().is_some_and(|ending| ending == "md"))
         .filter(|name| name != "README.md")
         .collect();
@@ -95,6 +122,13 @@ async fn every_command_of_the_guide_works() {
 
 #[test]
 fn commands_are_found_in_console_fences_only() {
-    let page = "```console\n$ true\nout\n$ false # exits 1\n```\n```sh\n$ rm -rf /\n```\n";
-    assert_eq!(commands(page), [("true".to_owned(), 0), ("false # exits 1".to_owned(), 1)]);
+    let page = "```console\n$ cat > f <<'END'\na\nEND\n```\n```console\n$ true\nout\n$ false # exits 1\n```\n```sh\n$ rm -rf /\n```\n";
+    assert_eq!(
+        commands(page),
+        [
+            ("cat > f <<'END'\na\nEND".to_owned(), 0),
+            ("true".to_owned(), 0),
+            ("false # exits 1".to_owned(), 1)
+        ]
+    );
 }

@@ -389,3 +389,59 @@ async fn the_age_of_the_newest_dump_and_of_its_restore_test_are_checked() {
     let old = [arguments.as_slice(), &["--set", "backup.age=0.001s,1ms"]].concat();
     assert_eq!(status(&health(&old).await, "backup.age"), "CRIT");
 }
+
+#[tokio::test]
+async fn the_sample_configuration_checks_an_outbox_an_audit_log_and_key_tables() {
+    let server = Postgres::start(Major::V18).await;
+    server.createdb("somabrain").await;
+    server
+        .sql(
+            "somabrain",
+            "CREATE TABLE audit_log (id serial PRIMARY KEY, created_at timestamp DEFAULT now());
+             CREATE TABLE outbox_events (id serial PRIMARY KEY, event_type text, created_at timestamp DEFAULT now(), status text DEFAULT 'pending');
+             INSERT INTO outbox_events (event_type, created_at) SELECT 'mail', now() - interval '1 hour' FROM generate_series(1, 150)",
+        )
+        .await;
+    let sample = std::path::Path::new(env!("CARGO_MANIFEST_DIR")).join("../../docs/samples/pgmahout.yml");
+    let (config, dsn) = (sample.display().to_string(), server.dsn("postgres"));
+    let arguments = [
+        "--config",
+        &config,
+        "--dsn",
+        &dsn,
+        "--only",
+        "custom.*",
+        "--skip",
+        "custom.application",
+    ];
+    let answer = health(&arguments).await;
+    assert_eq!(status(&answer, "custom.recent_audits"), "WARN", "{answer}");
+    assert_eq!(status(&answer, "custom.outbox_pending"), "WARN", "{answer}");
+    assert_eq!(
+        result(&answer, "custom.outbox_pending")["rows"]["rows"]
+            .as_array()
+            .map(Vec::len),
+        Some(20)
+    );
+    assert_eq!(status(&answer, "custom.outbox_size"), "OK", "{answer}");
+    assert_eq!(
+        status(&answer, "custom.key_tables"),
+        "CRIT",
+        "the audit log is empty: {answer}"
+    );
+
+    server
+        .sql(
+            "somabrain",
+            "INSERT INTO audit_log DEFAULT VALUES; UPDATE outbox_events SET status = 'processed'",
+        )
+        .await;
+    let answer = health(&arguments).await;
+    for id in [
+        "custom.recent_audits",
+        "custom.outbox_pending",
+        "custom.key_tables",
+    ] {
+        assert_eq!(status(&answer, id), "OK", "{answer}");
+    }
+}
