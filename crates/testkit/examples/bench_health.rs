@@ -7,10 +7,12 @@ use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::{Duration, Instant};
 
-use pgmahout_testkit::measure;
 use pgmahout_testkit::postgres::{Major, Postgres};
+use pgmahout_testkit::{measure, poll};
 
 const DATABASE: &str = "postgres";
+/// The sessions of the program that is measured.
+const OURS: &str = "application_name LIKE 'pgmahout%' AND application_name <> 'pgmahout-testkit'";
 
 fn main() {
     let mut tables = 20_000_u32;
@@ -52,7 +54,9 @@ async fn measure_on(major: Major, binary: &PathBuf, tables: u32, rounds: usize) 
                  EXECUTE format('INSERT INTO t%s (name) VALUES (''x'')', i);
                  IF i % 1000 = 0 THEN COMMIT; END IF;
              END LOOP; END $$;
-             VACUUM ANALYZE pg_catalog.pg_class; VACUUM ANALYZE pg_catalog.pg_attribute; CHECKPOINT;"
+             SELECT format('VACUUM ANALYZE pg_catalog.%I', relname) FROM pg_class
+             WHERE relkind = 'r' AND relnamespace = 'pg_catalog'::regnamespace AND NOT relisshared \\gexec
+             CHECKPOINT;"
         ),
     );
     let home = tempfile::tempdir().expect("the temporary directory is writable");
@@ -77,15 +81,26 @@ async fn measure_on(major: Major, binary: &PathBuf, tables: u32, rounds: usize) 
     for _ in 0..3 {
         health();
     }
+    server.append_conf("log_min_duration_statement = 20");
+    server.reload().await;
+    let log_begin = server.log().len();
     let times: Vec<Duration> = (0..rounds).map(|_| health()).collect();
 
     let stop = Arc::new(AtomicBool::new(false));
     let watcher = tokio::spawn(watch(server.client(DATABASE).await, Arc::clone(&stop)));
-    tokio::task::block_in_place(|| {
-        for _ in 0..5 {
-            health();
-        }
-    });
+    for _ in 0..5 {
+        tokio::task::block_in_place(health);
+        // The sessions of one run are not to be counted with those of the next.
+        poll::until(
+            Duration::from_secs(10),
+            "the end of the run's sessions",
+            async || {
+                let text = format!("SELECT count(*) FROM pg_stat_activity WHERE {OURS}");
+                server.query_text(DATABASE, &text).await == "0"
+            },
+        )
+        .await;
+    }
     stop.store(true, Ordering::Relaxed);
     let connections = watcher.await.expect("the watcher does not panic");
     println!(
@@ -96,15 +111,43 @@ async fn measure_on(major: Major, binary: &PathBuf, tables: u32, rounds: usize) 
         times.iter().min().map_or(0, Duration::as_millis),
         times.iter().max().map_or(0, Duration::as_millis),
     );
+    for (time, statement) in slowest(&server.log()[log_begin..]) {
+        println!("    {time:7.0} ms {statement}");
+    }
+}
+
+/// The slowest statements of the server's log, each once, with their time in milliseconds.
+fn slowest(log: &str) -> Vec<(f64, String)> {
+    let mut statements: Vec<(f64, String)> = Vec::new();
+    for (_, rest) in log
+        .match_indices("duration: ")
+        .map(|(at, mark)| log.split_at(at + mark.len()))
+    {
+        let Some((time, text)) = rest.split_once(" ms") else {
+            continue;
+        };
+        let Ok(time) = time.parse() else { continue };
+        let words: Vec<&str> = text.split_whitespace().take(30).collect();
+        let text = words.join(" ");
+        match statements.iter_mut().find(|(_, known)| *known == text) {
+            Some((most, _)) => *most = most.max(time),
+            None => statements.push((time, text)),
+        }
+    }
+    statements.sort_by(|left, right| right.0.total_cmp(&left.0));
+    statements.truncate(8);
+    statements
 }
 
 /// The most sessions of pgmahout seen at once.
 async fn watch(client: tokio_postgres::Client, stop: Arc<AtomicBool>) -> i64 {
-    const QUESTION: &str = "SELECT count(*) FROM pg_stat_activity WHERE application_name LIKE 'pgmahout%' \
-                            AND application_name <> 'pgmahout-testkit'";
+    let question = format!("SELECT count(*) FROM pg_stat_activity WHERE {OURS}");
     let mut most = 0;
     while !stop.load(Ordering::Relaxed) {
-        let row = client.query_one(QUESTION, &[]).await.expect("the server answers");
+        let row = client
+            .query_one(&question, &[])
+            .await
+            .expect("the server answers");
         most = most.max(row.get(0));
         tokio::time::sleep(Duration::from_millis(1)).await;
     }
