@@ -28,9 +28,9 @@ pub(crate) fn files(directory: &Path) -> io::Result<Vec<PathBuf>> {
             )));
         }
         if entry.file_name() == TOC {
-            toc = Some(entry.path())
+            toc = Some(entry.path());
         } else {
-            files.push(entry.path())
+            files.push(entry.path());
         }
     }
     let toc = toc.ok_or_else(|| io::Error::other("pg_dump left no toc.dat"))?;

@@ -1,6 +1,7 @@
 //! What a place holds: dumps with their manifests, bundles, foreign dumps, and what is missing or damaged.
 
 use std::collections::{BTreeMap, BTreeSet};
+use std::fmt::Write as _;
 
 use jiff::Timestamp;
 
@@ -231,11 +232,11 @@ pub fn series_of(database: &str, options: &Options, system_identifier: Option<&s
         ("without rows of", &options.exclude_table_data),
     ] {
         if !patterns.is_empty() {
-            series.push_str(&format!(", {word} {}", patterns.join(" ")));
+            let _ = write!(series, ", {word} {}", patterns.join(" "));
         }
     }
     if let Some(identifier) = system_identifier {
-        series.push_str(&format!(" (system {identifier})"));
+        let _ = write!(series, " (system {identifier})");
     }
     series
 }
@@ -463,10 +464,10 @@ pub async fn newest_of_series(place: &Place, wanted: &str) -> Result<Option<Dump
         let Some(bytes) = place.read(&item.name).await? else {
             continue;
         };
-        if let Ok(manifest) = DumpManifest::from_slice(&bytes) {
-            if series(&manifest) == wanted {
-                return Ok(Some(manifest));
-            }
+        if let Ok(manifest) = DumpManifest::from_slice(&bytes)
+            && series(&manifest) == wanted
+        {
+            return Ok(Some(manifest));
         }
     }
     Ok(None)
@@ -476,13 +477,11 @@ pub async fn newest_of_series(place: &Place, wanted: &str) -> Result<Option<Dump
 fn looks_like_a_dump(name: &str) -> bool {
     let name = name.to_ascii_lowercase();
     let name = name.strip_suffix(ENCRYPTED_EXTENSION).unwrap_or(&name);
-    let compressed = [".gz", ".zst", ".lz4"];
-    let bare = compressed
+    let bare = [".gz", ".zst", ".lz4"]
         .iter()
         .find_map(|ending| name.strip_suffix(ending))
         .unwrap_or(name);
-    [".sql", ".dump", ".pgdump", ".backup", ".dir.tar", ".tar"]
+    [".sql", ".dump", ".pgdump", ".backup", ".tar", ".tgz"]
         .iter()
         .any(|ending| bare.ends_with(ending))
-        || bare.ends_with(".tgz")
 }

@@ -203,6 +203,9 @@ fn kind(method: &str, replication: &str, colocation: i32, of_schema: bool) -> Ta
 
 impl CitusMetadata {
     /// The companion file.
+    ///
+    /// # Panics
+    /// Never: the JSON in it has strings, numbers and lists only.
     pub fn to_sql(&self) -> String {
         let json = serde_json::to_string(self).expect("only strings and numbers");
         let mut text = format!(
@@ -218,10 +221,9 @@ impl CitusMetadata {
             text.push('\n');
         }
         for table in self.tables.iter().filter(|table| table.kind == TableKind::Other) {
-            text.push_str(&format!(
-                "-- {} is distributed by range or append; distribute it by hand\n",
-                table.name
-            ));
+            text.push_str("-- ");
+            text.push_str(&table.name);
+            text.push_str(" is distributed by range or append; distribute it by hand\n");
         }
         text.push_str("-- end of the Citus metadata\n");
         text

@@ -1,5 +1,6 @@
 //! Why a dump could not be made, listed or expired.
 
+use std::fmt::Write as _;
 use std::io;
 use std::path::{Path, PathBuf};
 use std::process::ExitStatus;
@@ -190,12 +191,17 @@ impl Problem {
     fn sentence(problems: &[Self]) -> String {
         match problems {
             [only] => only.what.clone(),
-            many => many
-                .iter()
-                .map(|problem| format!("\n- {}", problem.what))
-                .collect(),
+            many => bullets(many.iter().map(|problem| &problem.what)),
         }
     }
+}
+
+/// Each on a line of its own.
+fn bullets(texts: impl IntoIterator<Item = impl std::fmt::Display>) -> String {
+    texts.into_iter().fold(String::new(), |mut list, text| {
+        let _ = write!(list, "\n- {text}");
+        list
+    })
 }
 
 fn nearest(similar: &[String]) -> String {
@@ -207,10 +213,11 @@ fn nearest(similar: &[String]) -> String {
 }
 
 fn describe_members(errors: &[(String, String)]) -> String {
-    errors
-        .iter()
-        .map(|(database, error)| format!("\n- {database}: {error}"))
-        .collect()
+    bullets(
+        errors
+            .iter()
+            .map(|(database, error)| format!("{database}: {error}")),
+    )
 }
 
 fn describe_status(status: ExitStatus) -> String {
@@ -271,11 +278,7 @@ impl Diagnose for DumpError {
             Self::Usage { hint, .. } => Some(hint.clone()),
             Self::Preflight { problems } => match problems.as_slice() {
                 [only] => Some(only.hint.clone()),
-                many => Some(
-                    many.iter()
-                        .map(|problem| format!("\n- {}", problem.hint))
-                        .collect(),
-                ),
+                many => Some(bullets(many.iter().map(|problem| &problem.hint))),
             },
             Self::Connect(error) => error.hint(),
             Self::Durable(error) => error.hint(),

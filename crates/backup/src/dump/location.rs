@@ -98,7 +98,7 @@ impl Place {
             }
             Self::Repository(repository) => {
                 let entries = repository.list(PREFIX, &CancellationToken::new()).await?;
-                Ok(entries.into_iter().filter_map(of_entry).collect())
+                Ok(entries.iter().filter_map(of_entry).collect())
             }
         }
     }
@@ -117,7 +117,9 @@ impl Place {
                     Err(error) => Err(DurableError::from_io("look at", &path, error).into()),
                 }
             }
-            Self::Repository(repository) => Ok(repository.head(&object(name)).await?.and_then(of_entry)),
+            Self::Repository(repository) => {
+                Ok(repository.head(&object(name)).await?.as_ref().and_then(of_entry))
+            }
         }
     }
 
@@ -184,10 +186,9 @@ impl Place {
                 let file = File::open(&path).map_err(|error| DurableError::from_io("open", &path, error))?;
                 Ok(Box::new(file))
             }
-            Self::Repository(repository) => Ok(Box::new(
-                repository.reader(&object(name), cancellation)
-                    .await?,
-            )),
+            Self::Repository(repository) => {
+                Ok(Box::new(repository.reader(&object(name), cancellation).await?))
+            }
         }
     }
 
@@ -201,8 +202,8 @@ impl Place {
             Self::Repository(repository) => {
                 // The directory of a new repository is made with its first object.
                 match repository.list(PREFIX, &CancellationToken::new()).await {
-                    Ok(_) => Ok(()),
-                    Err(StoreError::RepositoryMissing {
+                    Ok(_)
+                    | Err(StoreError::RepositoryMissing {
                         kind: "directory", ..
                     }) => Ok(()),
                     Err(error) => Err(error.into()),
@@ -244,7 +245,7 @@ fn object(name: &str) -> String {
 }
 
 /// An object as a file; `None` for objects deeper down, which are none of ours.
-fn of_entry(entry: ObjectEntry) -> Option<Item> {
+fn of_entry(entry: &ObjectEntry) -> Option<Item> {
     let name = entry.name.strip_prefix(PREFIX)?.strip_prefix('/')?;
     if name.contains('/') {
         return None;
@@ -360,7 +361,7 @@ impl Pending {
             Self::Object(mut uploading) => {
                 let writer = uploading.0.take().expect("taken only by the end");
                 let entry = writer.publish()?;
-                let name = of_entry(entry).expect("we named it").name;
+                let name = of_entry(&entry).expect("we named it").name;
                 Ok(Written::Object { name })
             }
         }
@@ -493,7 +494,10 @@ mod tests {
         assert_eq!(file_name_part("Läden"), "L=C3=A4den");
         for length in 35..63 {
             let part = file_name_part(&format!("{}{}", "x".repeat(length % 3), "/".repeat(length)));
-            assert!(part.len() <= 120 && (part.len() - length % 3) % 3 == 0, "{part}");
+            assert!(
+                part.len() <= 120 && (part.len() - length % 3).is_multiple_of(3),
+                "{part}"
+            );
         }
     }
 

@@ -10,8 +10,13 @@ use std::collections::BTreeMap;
 use jiff::Timestamp;
 use serde::{Deserialize, Serialize};
 
+mod bundle;
 #[cfg(test)]
 mod tests;
+
+pub use bundle::{BundleManifest, BundlePurpose, Member, MemberRole};
+#[cfg(test)]
+pub(crate) use tests::sample;
 
 /// The version of the manifest's meaning that this program writes.
 pub const SCHEMA_VERSION: u32 = 1;
@@ -174,89 +179,10 @@ impl DumpManifest {
     }
 }
 
-/// The manifest of several dumps that were made in one go, stored as `NAME.bundle.json`.
-#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
-pub struct BundleManifest {
-    /// [`SCHEMA_VERSION`] of the writer.
-    pub schema_version: u32,
-    /// Always [`BundleManifest::KIND`].
-    pub kind: String,
-    /// The program that wrote it.
-    pub tool: Tool,
-    /// Why these dumps belong together.
-    pub purpose: BundlePurpose,
-    /// When the first began.
-    pub started_at: Timestamp,
-    /// When the last was complete.
-    pub finished_at: Timestamp,
-    /// The dumps, in the order in which a restore of everything takes them: globals first.
-    pub members: Vec<Member>,
-}
-
-impl BundleManifest {
-    /// What [`Self::kind`] says.
-    pub const KIND: &'static str = "bundle";
-
-    /// The manifest as it is stored: indented JSON that ends in a line feed.
-    pub fn to_vec(&self) -> Vec<u8> {
-        to_vec(self)
-    }
-}
-
 fn to_vec(value: &impl Serialize) -> Vec<u8> {
     let mut bytes = serde_json::to_vec_pretty(value).expect("manifests have string keys only");
     bytes.push(b'\n');
     bytes
-}
-
-/// Why the members of a bundle belong together.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
-#[serde(rename_all = "kebab-case")]
-pub enum BundlePurpose {
-    /// `--all-databases`: every database of a server, and its globals.
-    AllDatabases,
-    /// `--set`: several views of one database, all of one snapshot.
-    Set,
-    /// Of a later version of pgmahout.
-    #[serde(other)]
-    Unknown,
-}
-
-/// One dump of a bundle.
-#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
-pub struct Member {
-    /// What this member is.
-    pub role: MemberRole,
-    /// The file's name, in the bundle's directory.
-    pub file: String,
-    /// The database; absent for globals.
-    #[serde(default, skip_serializing_if = "Option::is_none")]
-    pub database: Option<String>,
-    /// The file as stored, to know it again.
-    pub stored: Extent,
-    /// The compression; given for globals, which have no manifest of their own.
-    #[serde(default, skip_serializing_if = "Option::is_none")]
-    pub compression: Option<String>,
-    /// The encryption of a globals member.
-    #[serde(default, skip_serializing_if = "Option::is_none")]
-    pub encryption: Option<Encryption>,
-}
-
-/// What a member of a bundle is.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
-#[serde(rename_all = "kebab-case")]
-pub enum MemberRole {
-    /// Roles and tablespaces: plain SQL of `pg_dumpall --globals-only`.
-    Globals,
-    /// A whole database.
-    Full,
-    /// Definitions only.
-    Schema,
-    /// Rows only, of all or of some tables.
-    Data,
-    /// Of a later version of pgmahout.
-    #[serde(other)]
-    Unknown,
 }
 
 /// The program that wrote a manifest.
@@ -607,66 +533,4 @@ pub struct RestoreTest {
     /// What was wrong, for people.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub detail: Option<String>,
-}
-
-/// A manifest for tests of what reads them.
-#[cfg(test)]
-pub(crate) fn sample() -> DumpManifest {
-    let instant: Timestamp = "2026-11-21T03:15:00Z".parse().expect("a timestamp");
-    DumpManifest {
-        schema_version: SCHEMA_VERSION,
-        kind: DumpManifest::KIND.to_owned(),
-        tool: Tool::current(),
-        file: "backup_shop.sql.gz".to_owned(),
-        server: Server {
-            version: "15.18".to_owned(),
-            version_number: 150_018,
-            system_identifier: Some("7375482910283746152".to_owned()),
-            address: "localhost:5432".to_owned(),
-            in_recovery: false,
-        },
-        client_version: "15.18".to_owned(),
-        database: Database {
-            name: "shop".to_owned(),
-            encoding: "UTF8".to_owned(),
-            collate: "C".to_owned(),
-            ctype: "C".to_owned(),
-            locale_provider: "libc".to_owned(),
-            locale: None,
-            collation_version: None,
-            collation_actual_version: None,
-            collations: BTreeMap::new(),
-            extensions: vec![],
-            size_bytes: 1,
-        },
-        snapshot: None,
-        started_at: instant,
-        finished_at: instant,
-        options: Options {
-            format: Format::Plain,
-            contents: Contents::Full,
-            jobs: 1,
-            tables: vec![],
-            schemas: vec![],
-            exclude_tables: vec![],
-            exclude_schemas: vec![],
-            exclude_table_data: vec![],
-            owner: false,
-            acl: false,
-        },
-        compression: "gzip:6".to_owned(),
-        encryption: None,
-        content: Extent::default(),
-        stored: Extent::default(),
-        counts: CountMode::Exact,
-        tables: vec![TableRows {
-            schema: "public".to_owned(),
-            name: "orders".to_owned(),
-            rows: Some(3),
-            precision: Precision::Exact,
-        }],
-        companions: vec![],
-        warnings: vec![],
-        verification: Verification::default(),
-    }
 }

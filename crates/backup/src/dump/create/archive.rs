@@ -337,7 +337,7 @@ impl Making<'_> {
         let token = self.cancellation.clone();
         let work = tokio::task::spawn_blocking(move || {
             let outcome = read_back(reader, &treatment, &passed, look, &token, |count| {
-                progress.advance(count)
+                progress.advance(count);
             });
             if outcome.is_ok() {
                 progress.finish("as written");

@@ -96,9 +96,9 @@ pub async fn create(
         cancellation,
     };
     let (dumps, bundle) = match &request.scope {
-        Scope::Database => (vec![one(&workshop, connection, &names).await?], None),
-        Scope::Set(parts) => set(&workshop, connection, &names, parts).await?,
-        Scope::AllDatabases => all(&workshop, connection, &names).await?,
+        Scope::Database => (vec![Box::pin(one(&workshop, connection, &names)).await?], None),
+        Scope::Set(parts) => Box::pin(set(&workshop, connection, &names, parts)).await?,
+        Scope::AllDatabases => Box::pin(all(&workshop, connection, &names)).await?,
     };
     Ok(Created {
         place: request.place.clone(),
@@ -328,7 +328,7 @@ async fn all(workshop: &Workshop<'_>, connection: Connection, names: &Names) -> 
             session.end().await;
             made?.publish(&request.place, request.force).await
         };
-        match outcome.await {
+        match Box::pin(outcome).await {
             Ok(dump) => dumps.push(dump),
             Err(DumpError::Interrupted) => {
                 globals.written.discard(&request.place).await;

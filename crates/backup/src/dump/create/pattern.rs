@@ -21,14 +21,14 @@ impl Pattern {
         let mut parts = split(text);
         let name = parts.pop().unwrap_or_default();
         Self {
-            schema: parts.pop().map(anchored),
-            name: anchored(name),
+            schema: parts.pop().as_deref().map(anchored),
+            name: anchored(&name),
         }
     }
 }
 
 /// A whole-name expression: `^(..)$`, as psql has it.
-fn anchored(expression: String) -> String {
+fn anchored(expression: &str) -> String {
     format!("^({expression})$")
 }
 

@@ -14,10 +14,13 @@ use super::programs::Programs;
 use super::request::{CreateRequest, Scope};
 
 /// Temporaries of ours that nobody holds open and that are older than this are swept up.
-const STALE_AFTER: std::time::Duration = std::time::Duration::from_secs(3600);
+const STALE_AFTER: std::time::Duration = std::time::Duration::from_hours(1);
 
 /// How different a database's name may be from the one that was asked for and still be suggested.
 const MOST_EDITS: usize = 3;
+
+/// An empty database has so many bytes of catalogs, which are in no dump.
+const CATALOGS: u64 = 8 * 1024 * 1024;
 
 /// What the checks found to work with.
 #[derive(Debug)]
@@ -222,8 +225,6 @@ fn estimate(request: &CreateRequest, database_bytes: u64, previous: Option<&Dump
         (None, Codec::Lz4) => 0.25,
         (None, _) => 0.12,
     };
-    // An empty database has eight megabytes of catalogs that are in no dump.
-    const CATALOGS: u64 = 8 * 1024 * 1024;
     (database_bytes.saturating_sub(CATALOGS) as f64 * (share + temporary)) as u64 + 64 * 1024
 }
 

@@ -164,11 +164,12 @@ impl<R: Read> Read for Depositing<R> {
             return Ok(0);
         };
         let count = inner.read(buffer)?;
-        if count == 0 && !buffer.is_empty() {
-            if let Some(inner) = self.inner.take() {
-                let (digest, _) = inner.finish();
-                *self.slot.lock().unwrap_or_else(PoisonError::into_inner) = Some(digest);
-            }
+        if count == 0
+            && !buffer.is_empty()
+            && let Some(inner) = self.inner.take()
+        {
+            let (digest, _) = inner.finish();
+            *self.slot.lock().unwrap_or_else(PoisonError::into_inner) = Some(digest);
         }
         Ok(count)
     }

@@ -217,21 +217,19 @@ impl Workshop<'_> {
                     () = cancellation.cancelled() => None,
                 }
             };
-            match outcome {
-                Some(outcome) => {
-                    let counted = outcome.map_err(|source| DumpError::Sql {
-                        doing: "count the rows",
-                        source,
-                    })?;
-                    connection.close().await;
-                    Ok(Some(counted))
-                }
-                None => {
-                    let _ = connection.cancel_handle().cancel().await;
-                    connection.close().await;
-                    Ok(None)
-                }
-            }
+            let counted = if let Some(outcome) = outcome {
+                let counted = outcome.map_err(|source| DumpError::Sql {
+                    doing: "count the rows",
+                    source,
+                })?;
+                Some(counted)
+            } else {
+                // Dropping the question does not stop the server.
+                let _ = connection.cancel_handle().cancel().await;
+                None
+            };
+            connection.close().await;
+            Ok(counted)
         };
         match work.await {
             Ok(counted) => counted,

@@ -116,7 +116,7 @@ impl FromStr for Age {
 impl fmt::Display for Age {
     fn fmt(&self, formatter: &mut fmt::Formatter<'_>) -> fmt::Result {
         let hours = self.0.as_secs() / HOUR;
-        if hours > 0 && hours % 24 == 0 {
+        if hours > 0 && hours.is_multiple_of(24) {
             write!(formatter, "{}d", hours / 24)
         } else {
             write!(formatter, "{hours}h")

@@ -1,5 +1,66 @@
 use super::*;
 
+/// A manifest for tests of what reads them.
+pub(crate) fn sample() -> DumpManifest {
+    let instant: Timestamp = "2026-11-21T03:15:00Z".parse().expect("a timestamp");
+    DumpManifest {
+        schema_version: SCHEMA_VERSION,
+        kind: DumpManifest::KIND.to_owned(),
+        tool: Tool::current(),
+        file: "backup_shop.sql.gz".to_owned(),
+        server: Server {
+            version: "15.18".to_owned(),
+            version_number: 150_018,
+            system_identifier: Some("7375482910283746152".to_owned()),
+            address: "localhost:5432".to_owned(),
+            in_recovery: false,
+        },
+        client_version: "15.18".to_owned(),
+        database: Database {
+            name: "shop".to_owned(),
+            encoding: "UTF8".to_owned(),
+            collate: "C".to_owned(),
+            ctype: "C".to_owned(),
+            locale_provider: "libc".to_owned(),
+            locale: None,
+            collation_version: None,
+            collation_actual_version: None,
+            collations: BTreeMap::new(),
+            extensions: vec![],
+            size_bytes: 1,
+        },
+        snapshot: None,
+        started_at: instant,
+        finished_at: instant,
+        options: Options {
+            format: Format::Plain,
+            contents: Contents::Full,
+            jobs: 1,
+            tables: vec![],
+            schemas: vec![],
+            exclude_tables: vec![],
+            exclude_schemas: vec![],
+            exclude_table_data: vec![],
+            owner: false,
+            acl: false,
+        },
+        compression: "gzip:6".to_owned(),
+        encryption: None,
+        content: Extent::default(),
+        stored: Extent::default(),
+        counts: CountMode::Exact,
+        tables: vec![TableRows {
+            schema: "public".to_owned(),
+            name: "orders".to_owned(),
+            rows: Some(3),
+            precision: Precision::Exact,
+        }],
+        companions: vec![],
+        warnings: vec![],
+        verification: Verification::default(),
+    }
+}
+
 #[test]
 fn a_manifest_survives_being_stored() {
     let manifest = sample();

@@ -191,7 +191,7 @@ async fn request(args: &Args, settings: &Settings, context: &Context) -> Result<
     };
     let codec = match (&args.compress, settings.dump.compress, &repository) {
         (Some(text), ..) => text.parse::<Codec>()?,
-        (None, Some(configured), _) => place::codec(&configured)?,
+        (None, Some(configured), _) => place::codec(configured)?,
         (None, None, Some(repository)) => repository.compression(),
         (None, None, None) => Codec::default(),
     };

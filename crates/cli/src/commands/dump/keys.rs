@@ -80,10 +80,10 @@ impl KeyArgs {
         settings: &Settings,
         repository: Option<&Repository>,
     ) -> Result<Option<Sealing>, Failure> {
-        if let Some(repository) = repository {
-            if let Some(keyring) = repository.keyring(&CancellationToken::new()).await? {
-                return Ok(Some(sealing((*keyring).clone(), "repository")));
-            }
+        if let Some(repository) = repository
+            && let Some(keyring) = repository.keyring(&CancellationToken::new()).await?
+        {
+            return Ok(Some(sealing((*keyring).clone(), "repository")));
         }
         let explicit =
             encrypt || self.passphrase.is_some() || self.passphrase_file.is_some() || self.key_file.is_some();

@@ -77,7 +77,7 @@ pub(crate) async fn run(args: Args, context: &Context) -> Result<ExitStatus, Fai
             ("rows", Align::Right),
             ("verified", Align::Left),
         ],
-        dumps.iter().map(|dump| row(dump, printer.palette())).collect(),
+        dumps.iter().map(|dump| row(dump, *printer.palette())).collect(),
     );
     if !bundles.is_empty() {
         printer.line("");
@@ -92,7 +92,7 @@ pub(crate) async fn run(args: Args, context: &Context) -> Result<ExitStatus, Fai
             ],
             bundles
                 .iter()
-                .map(|bundle| bundle_row(bundle, printer.palette()))
+                .map(|bundle| bundle_row(bundle, *printer.palette()))
                 .collect(),
         );
     }
@@ -105,13 +105,17 @@ pub(crate) async fn run(args: Args, context: &Context) -> Result<ExitStatus, Fai
     Ok(ExitStatus::SUCCESS)
 }
 
-fn row(dump: &DumpSummary, palette: &Palette) -> Vec<String> {
+fn row(dump: &DumpSummary, palette: Palette) -> Vec<String> {
     let unknown = || "-".to_owned();
     vec![
         dump.file.clone(),
         dump.database.clone().unwrap_or_else(unknown),
         dump.contents.map_or_else(unknown, |contents| {
-            if dump.whole_database == Some(false) { format!("{contents}, part") } else { contents.to_owned() }
+            if dump.whole_database == Some(false) {
+                format!("{contents}, part")
+            } else {
+                contents.to_owned()
+            }
         }),
         time(dump.taken_at),
         age(dump.age_seconds),
@@ -125,7 +129,7 @@ fn row(dump: &DumpSummary, palette: &Palette) -> Vec<String> {
     ]
 }
 
-fn bundle_row(bundle: &BundleSummary, palette: &Palette) -> Vec<String> {
+fn bundle_row(bundle: &BundleSummary, palette: Palette) -> Vec<String> {
     vec![
         bundle.file.clone(),
         bundle.members.len().to_string(),
@@ -149,7 +153,7 @@ pub(super) fn age(seconds: i64) -> String {
 }
 
 /// How far a dump can be trusted, coloured.
-pub(super) fn trust(trust: Trust, palette: &Palette) -> String {
+pub(super) fn trust(trust: Trust, palette: Palette) -> String {
     let text = trust.as_str();
     match trust {
         Trust::Restored | Trust::ReadBack => palette.good(text),

@@ -150,7 +150,7 @@ fn configured_repository(configured: &settings::Repository) -> Result<Repository
         encryption: configured.encryption.as_ref().map(encryption),
         compression: configured
             .compression
-            .map_or_else(|| Ok(Codec::default()), |it| codec(&it))?,
+            .map_or_else(|| Ok(Codec::default()), codec)?,
     })
 }
 
@@ -171,6 +171,6 @@ pub(super) fn encryption(configured: &settings::Encryption) -> EncryptionSetting
 }
 
 /// A compression of the configuration file as the store knows it.
-pub(super) fn codec(configured: &Compression) -> Result<Codec, Failure> {
+pub(super) fn codec(configured: Compression) -> Result<Codec, Failure> {
     Ok(configured.to_string().parse::<Codec>()?)
 }

@@ -72,7 +72,7 @@ pub(crate) async fn run(args: Args, context: &Context) -> Result<ExitStatus, Fai
                         "  {} ({}, {})",
                         member.file,
                         Bytes::new(member.bytes),
-                        trust(member.trust, printer.palette())
+                        trust(member.trust, *printer.palette())
                     ));
                 }
                 for name in &bundle.missing {
@@ -86,7 +86,7 @@ pub(crate) async fn run(args: Args, context: &Context) -> Result<ExitStatus, Fai
 
 fn render(entry: &Entry, summary: &list::DumpSummary, printer: &Printer) {
     let mut lines: Vec<(&str, String)> = vec![("file", summary.location.clone())];
-    lines.push(("verified", trust(summary.trust, printer.palette())));
+    lines.push(("verified", trust(summary.trust, *printer.palette())));
     if let Some(manifest) = entry.readable() {
         let server = &manifest.server;
         lines.push(("database", manifest.database.name.clone()));
