@@ -4,7 +4,7 @@ use pgmahout_testkit::contents;
 use pgmahout_testkit::poll;
 use pgmahout_testkit::postgres::{Major, Postgres};
 use rstest::rstest;
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 use std::time::Duration;
 
 use crate::dump_roundtrip::{assert_same, dump, everything, output, pgmahout, shop};
@@ -662,4 +662,76 @@ async fn clients_that_come_back_at_once_do_not_keep_a_database_from_being_replac
             .await,
         "5000"
     );
+}
+
+#[tokio::test]
+async fn the_target_is_dumped_before_when_that_is_asked_for() {
+    let (server, directory) = scene(Major::V15).await;
+    server.createdb("target").await;
+    server
+        .sql("target", "CREATE TABLE old AS SELECT n FROM generate_series(1, 7) n")
+        .await;
+    let before = everything(&server, "target").await;
+    let arguments = [
+        "restore",
+        "dump",
+        "target",
+        "--clean",
+        "--backup-first",
+        "before.sql.gz",
+    ];
+    let finished = dump(&server, &directory, &arguments).run().await.expect_status(0);
+    assert!(finished.stderr.contains("before.sql.gz"), "{}", finished.stderr);
+    dump(&server, &directory, &["restore", "before.sql.gz", "--into", "again"])
+        .run()
+        .await
+        .expect_status(0);
+    assert_same(&before, &everything(&server, "again").await, "--backup-first");
+    // Without that dump nothing is restored: the file is there already.
+    let now = everything(&server, "target").await;
+    let finished = dump(&server, &directory, &arguments).run().await;
+    assert_ne!(finished.status, Some(0));
+    assert!(finished.stderr.contains("before.sql.gz"), "{}", finished.stderr);
+    assert_same(&now, &everything(&server, "target").await, "a refused --backup-first");
+}
+
+#[tokio::test]
+async fn a_killed_restore_is_resumed_from_its_journal() {
+    let (server, directory) = scene(Major::V15).await;
+    server.createdb("bench").await;
+    pgmahout_testkit::workload::load_pgbench(&server, "bench", 3);
+    server.createdb("target").await;
+    dump(&server, &directory, &["create", "bench", "large"])
+        .run()
+        .await
+        .expect_status(0);
+    let state = server.new_directory("state");
+    let running = dump(&server, &directory, &["restore", "large", "target", "--clean"])
+        .env("PGMAHOUT_STATE_DIR", &state)
+        .spawn();
+    let busy = "SELECT count(*) FROM pg_stat_activity WHERE application_name = 'pgmahout dump restore' AND query ~ '^COPY'";
+    poll::until(Duration::from_secs(60), "psql copies rows", async || {
+        server.query_text("postgres", busy).await != "0"
+    })
+    .await;
+    let finished = running.kill_after(Duration::ZERO).await;
+    assert_eq!(finished.signal, Some(9));
+    let list = pgmahout(&server, &directory, &["procedure", "list", "--unfinished", "--json"])
+        .env("PGMAHOUT_STATE_DIR", &state)
+        .run()
+        .await
+        .expect_status(0);
+    let list: serde_json::Value = serde_json::from_str(&list.stdout).expect("JSON");
+    let id = list["procedures"][0]["id"].as_str().expect("an identifier").to_owned();
+    pgmahout(&server, Path::new("/"), &["procedure", "resume", &id, "--yes"])
+        .env("PGMAHOUT_STATE_DIR", &state)
+        .run()
+        .await
+        .expect_status(0);
+    assert_eq!(
+        contents::digests(&server, "target").await,
+        contents::digests(&server, "bench").await
+    );
+    let left = "SELECT count(*) FROM pg_database WHERE datname ~ '^pgmahout'";
+    assert_eq!(server.query_text("postgres", left).await, "0");
 }
