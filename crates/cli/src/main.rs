@@ -86,7 +86,7 @@ fn run(command: Command, context: &Context) -> Result<ExitStatus, Failure> {
         .map_err(|error| Failure::caused_by("cannot start the program's runtime", error))?;
     let result = runtime.block_on(async {
         signals::cancel_on_signal(context.cancellation.clone())?;
-        command.run(context).await
+        Box::pin(command.run(context)).await
     });
     // A task that still waits for a peer must not keep a finished command from ending.
     runtime.shutdown_background();

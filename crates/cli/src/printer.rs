@@ -31,6 +31,7 @@ pub(crate) struct Palette {
 
 impl Palette {
     /// No colours at all.
+    #[cfg(test)]
     pub(crate) fn plain() -> Self {
         Self { colored: false }
     }
@@ -216,6 +217,7 @@ impl Printer {
     }
 
     /// What a question is about, on stderr; said even with `--quiet`.
+    #[allow(clippy::unused_self, reason = "the printer is the one who prints")]
     pub(crate) fn say(&self, text: &str) {
         Self::to_stderr(&format!("{text}\n"));
     }

@@ -76,11 +76,11 @@ impl Reporter for TerminalReporter {
             if let Some(total) = task.total {
                 bar.set_length(total);
             }
-            return Box::new(Bar {
+            return Box::new(Shown {
                 bar,
                 bars: bars.clone(),
                 begun: Instant::now(),
-                shown: Mutex::new(false),
+                visible: Mutex::new(false),
                 task,
                 printer: Arc::clone(&self.printer),
             });
@@ -110,18 +110,18 @@ fn style(unit: Unit, total: Option<u64>) -> ProgressStyle {
     ProgressStyle::with_template(template).unwrap_or_else(|_| ProgressStyle::default_bar())
 }
 
-struct Bar {
+struct Shown {
     bar: ProgressBar,
     bars: MultiProgress,
     begun: Instant,
-    shown: Mutex<bool>,
+    visible: Mutex<bool>,
     task: Task,
     printer: Arc<Printer>,
 }
 
-impl Bar {
+impl Shown {
     fn show_when_worth(&self) {
-        let mut shown = self.shown.lock().unwrap_or_else(PoisonError::into_inner);
+        let mut shown = self.visible.lock().unwrap_or_else(PoisonError::into_inner);
         if !*shown && self.begun.elapsed() >= WORTH_SHOWING {
             *shown = true;
             self.bars.add(self.bar.clone());
@@ -129,7 +129,7 @@ impl Bar {
     }
 }
 
-impl Progress for Bar {
+impl Progress for Shown {
     fn set_total(&self, total: u64) {
         self.bar.set_length(total);
         self.bar.set_style(style(self.task.unit, Some(total)));
@@ -160,7 +160,7 @@ impl Progress for Bar {
     }
 }
 
-impl Drop for Bar {
+impl Drop for Shown {
     fn drop(&mut self) {
         self.bar.finish_and_clear();
     }
@@ -193,8 +193,7 @@ impl Lines {
             Unit::Bytes => indicatif::BinaryBytes(number).to_string(),
             Unit::Rows | Unit::Items | Unit::Steps => indicatif::HumanCount(number).to_string(),
         };
-        let text = if total > 0 {
-            let percent = position.saturating_mul(100) / total;
+        let text = if let Some(percent) = position.saturating_mul(100).checked_div(total) {
             format!(
                 "{}: {} of {} ({percent} %)",
                 self.task.name,

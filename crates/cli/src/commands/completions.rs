@@ -3,7 +3,6 @@
 use clap::CommandFactory as _;
 
 use crate::context::Context;
-use crate::failure::Failure;
 use crate::{Cli, ExitStatus};
 
 /// Print the completion script of a shell.
@@ -14,9 +13,9 @@ pub(crate) struct Args {
     shell: clap_complete::Shell,
 }
 
-pub(crate) fn run(args: &Args, context: &Context) -> Result<ExitStatus, Failure> {
+pub(crate) fn run(args: &Args, context: &Context) -> ExitStatus {
     let mut script = Vec::new();
     clap_complete::generate(args.shell, &mut Cli::command(), "pgmahout", &mut script);
     context.printer.data(&String::from_utf8_lossy(&script));
-    Ok(ExitStatus::SUCCESS)
+    ExitStatus::SUCCESS
 }

@@ -41,15 +41,15 @@ impl Command {
     /// Runs the command.
     pub(crate) async fn run(self, context: &Context) -> Result<ExitStatus, Failure> {
         match self {
-            Self::Demo(args) => demo::run(args, context).await,
-            Self::Health(args) => health::run(args, context).await,
-            Self::Verify(args) => verify::run(args, context).await,
-            Self::Report(command) => report::run(command, context).await,
-            Self::Dump(command) => dump::run(command, context).await,
+            Self::Demo(args) => Box::pin(demo::run(args, context)).await,
+            Self::Health(args) => Box::pin(health::run(args, context)).await,
+            Self::Verify(args) => Box::pin(verify::run(args, context)).await,
+            Self::Report(command) => Box::pin(report::run(command, context)).await,
+            Self::Dump(command) => Box::pin(dump::run(command, context)).await,
             Self::Role(command) => role::run(command, context).await,
             Self::Config(command) => config::run(command, context).await,
             Self::Procedure(command) => procedure::run(command, context).await,
-            Self::Completions(args) => completions::run(&args, context),
+            Self::Completions(args) => Ok(completions::run(&args, context)),
             Self::Man(args) => man::run(&args, context),
         }
     }

@@ -110,7 +110,7 @@ async fn refused_a_file_that_exists() {
 async fn interrupted_a_demo() {
     let running = pgmahout(&["demo", "--bin-dir"])
         .arg(Major::V15.bin_dir())
-        .timeout(Duration::from_secs(60))
+        .timeout(Duration::from_mins(1))
         .spawn();
     tokio::time::sleep(Duration::from_millis(700)).await;
     running.interrupt();

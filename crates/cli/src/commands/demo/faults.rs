@@ -16,12 +16,12 @@ pub(super) struct Faults {
 
 impl Faults {
     /// What was broken, a line each.
-    pub(super) fn described(&self) -> impl Iterator<Item = &'static str> {
+    pub(super) fn described() -> impl Iterator<Item = &'static str> {
         LIST.iter().map(|(_, text)| *text)
     }
 
     /// The checks that must report them.
-    pub(super) fn checks(&self) -> impl Iterator<Item = &'static str> {
+    pub(super) fn checks() -> impl Iterator<Item = &'static str> {
         LIST.iter().map(|(check, _)| *check)
     }
 }
