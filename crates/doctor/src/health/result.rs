@@ -25,7 +25,11 @@ impl Rows {
 
     /// An empty table of these columns.
     pub fn new<const N: usize>(columns: [&str; N]) -> Self {
-        Self { columns: columns.map(str::to_owned).to_vec(), rows: Vec::new(), total: 0 }
+        Self {
+            columns: columns.map(str::to_owned).to_vec(),
+            rows: Vec::new(),
+            total: 0,
+        }
     }
 
     /// Adds a row; beyond [`Rows::MOST`] it is only counted.
@@ -33,7 +37,7 @@ impl Rows {
         debug_assert_eq!(N, self.columns.len(), "a row has one text for each column");
         self.total += 1;
         if self.rows.len() < Self::MOST {
-            self.rows.push(row.to_vec());
+            self.rows.push(row.into());
         }
     }
 
@@ -129,7 +133,10 @@ impl Finding {
     pub fn unknown(what: impl Into<String>, grant: Option<String>) -> Self {
         let what = what.into();
         Self {
-            unseen: Some(Unseen { what: what.clone(), grant }),
+            unseen: Some(Unseen {
+                what: what.clone(),
+                grant,
+            }),
             ..Self::new(Status::Unknown, what)
         }
     }
@@ -137,7 +144,11 @@ impl Finding {
     /// A finding whose status is what the thresholds say of the value.
     pub fn judged(measure: Measure, thresholds: Option<Thresholds>, evidence: impl Into<String>) -> Self {
         let status = thresholds.map_or(Status::Ok, |thresholds| thresholds.judge(measure.value));
-        Self { measure: Some(measure), thresholds, ..Self::new(status, evidence) }
+        Self {
+            measure: Some(measure),
+            thresholds,
+            ..Self::new(status, evidence)
+        }
     }
 
     /// Makes it at least as bad as this.
@@ -153,11 +164,20 @@ impl Finding {
     }
 
     /// Adds a further value, and makes the finding at least as bad as its thresholds say.
-    pub fn figure(mut self, name: impl Into<String>, measure: Measure, thresholds: Option<Thresholds>) -> Self {
+    pub fn figure(
+        mut self,
+        name: impl Into<String>,
+        measure: Measure,
+        thresholds: Option<Thresholds>,
+    ) -> Self {
         if let Some(thresholds) = thresholds {
             self.status = self.status.worst(thresholds.judge(measure.value));
         }
-        self.figures.push(Figure { name: name.into(), measure, thresholds });
+        self.figures.push(Figure {
+            name: name.into(),
+            measure,
+            thresholds,
+        });
         self
     }
 

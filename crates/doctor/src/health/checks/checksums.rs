@@ -26,7 +26,7 @@ SELECT coalesce(datname::text, '(shared objects)') AS database, checksum_failure
   FROM pg_stat_database WHERE checksum_failures > 0 ORDER BY checksum_failures DESC";
 
 #[derive(Deserialize)]
-struct Failures {
+struct Counted {
     database: String,
     failures: i64,
     last: Option<f64>,
@@ -50,7 +50,7 @@ async fn checksums(context: &Context) -> Result<Verdict, Failure> {
         }
         Some(true) => {}
     }
-    let failures: Vec<Failures> = context.rows(FAILURES).await?;
+    let failures: Vec<Counted> = context.rows(FAILURES).await?;
     let count: i64 = failures.iter().map(|one| one.failures).sum();
     let Some(worst) = failures.first() else {
         return Ok(Finding::ok("checksums are enabled and no failure is counted")

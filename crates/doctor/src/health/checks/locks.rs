@@ -44,7 +44,7 @@ const WAITING_SESSIONS: &str = concat!(
 );
 
 #[derive(Deserialize)]
-struct Waiting {
+struct Waiter {
     pid: i64,
     role: String,
     database: String,
@@ -69,7 +69,7 @@ struct Active {
 async fn waiting(context: &Context) -> Result<Verdict, Failure> {
     context.facts_with_statistics()?;
     let limit = context.limit("locks.waiting");
-    let sessions: Vec<Waiting> = context.rows(WAITING_SESSIONS).await?;
+    let sessions: Vec<Waiter> = context.rows(WAITING_SESSIONS).await?;
     let Some(longest) = sessions.first() else {
         return Ok(Finding::judged(Measure::seconds(0.0), limit, "no session waits for a lock").into());
     };

@@ -55,7 +55,7 @@ const RUNNING: &str = concat!(
 );
 
 #[derive(Deserialize)]
-struct Running {
+struct Statement {
     pid: i64,
     role: String,
     database: String,
@@ -68,7 +68,7 @@ struct Running {
 async fn long(context: &Context) -> Result<Verdict, Failure> {
     context.facts_with_statistics()?;
     let limit = context.limit("queries.long");
-    let statements: Vec<Running> = context.rows(RUNNING).await?;
+    let statements: Vec<Statement> = context.rows(RUNNING).await?;
     let Some(longest) = statements.first() else {
         return Ok(Finding::judged(Measure::seconds(0.0), limit, "no client statement is running").into());
     };

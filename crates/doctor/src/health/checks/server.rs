@@ -1,5 +1,7 @@
 //! Whether the server answers, and whether it is what it should be.
 
+use std::future::ready;
+
 use pgmahout_types::version::ServerVersion;
 
 use super::Question;
@@ -30,26 +32,26 @@ pub(super) fn checks() -> Vec<Question> {
             "server.reachable",
             "connecting and the first answer",
             REACHABLE,
-            |context| Box::pin(reachable(context)),
+            |context| Box::pin(ready(Ok(reachable(context)))),
         )
         .without_server(),
         Question::new("server.role", "role, uptime and version", ROLE, |context| {
-            Box::pin(role(context))
+            Box::pin(ready(role(context)))
         }),
     ]
 }
 
-async fn reachable(context: &Context) -> Result<Verdict, Failure> {
+fn reachable(context: &Context) -> Verdict {
     let reach = context.reach();
     let elapsed = Measure::seconds(reach.elapsed.as_secs_f64());
     let Some(failure) = &reach.failure else {
-        return Ok(Finding::judged(
+        return Finding::judged(
             elapsed,
             context.limit("server.reachable"),
             format!("answered after {elapsed}"),
         )
         .hint("a slow connect is often DNS, a busy machine or many connections being opened: a pooler helps")
-        .into());
+        .into();
     };
     let hint = failure.hint.clone().unwrap_or_else(|| {
         if failure.is_full() {
@@ -63,10 +65,10 @@ async fn reachable(context: &Context) -> Result<Verdict, Failure> {
     });
     let mut finding = Finding::crit(failure.message.clone()).hint(hint);
     finding.thresholds = context.limit("server.reachable");
-    Ok(finding.into())
+    finding.into()
 }
 
-async fn role(context: &Context) -> Result<Verdict, Failure> {
+fn role(context: &Context) -> Result<Verdict, Failure> {
     let facts = context.facts()?;
     let is = if facts.in_recovery {
         Role::Standby

@@ -1,5 +1,7 @@
 //! Settings: those that risk data, and those that wait for a restart.
 
+use std::future::ready;
+
 use super::{Question, plural};
 use crate::health::check::Verdict;
 use crate::health::context::Context;
@@ -23,13 +25,13 @@ pub(super) fn checks() -> Vec<Question> {
             "settings.safety",
             "settings that risk data or logins",
             &[],
-            |context| Box::pin(safety(context)),
+            |context| Box::pin(ready(safety(context))),
         ),
         Question::new(
             "settings.pending_restart",
             "changed settings that wait for a restart",
             PENDING,
-            |context| Box::pin(pending_restart(context)),
+            |context| Box::pin(ready(pending_restart(context))),
         )
         .grant("GRANT pg_read_all_settings TO {role}"),
     ]
@@ -103,7 +105,7 @@ const RULES: &[Rule] = &[
     },
 ];
 
-async fn safety(context: &Context) -> Result<Verdict, Failure> {
+fn safety(context: &Context) -> Result<Verdict, Failure> {
     let facts = context.facts()?;
     let weak: Vec<(&Rule, &Setting)> = RULES
         .iter()
@@ -163,7 +165,7 @@ fn place(setting: &Setting) -> String {
     setting.place.clone().unwrap_or_else(|| setting.source.clone())
 }
 
-async fn pending_restart(context: &Context) -> Result<Verdict, Failure> {
+fn pending_restart(context: &Context) -> Result<Verdict, Failure> {
     let facts: &Facts = context.facts()?;
     let mut pending: Vec<&Setting> = facts
         .settings

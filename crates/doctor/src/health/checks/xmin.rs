@@ -93,17 +93,17 @@ async fn horizon(context: &Context) -> Result<Verdict, Failure> {
     let holders: Vec<Holder> = context.rows(HOLDERS).await?;
     let mut aged: Vec<(f64, bool, Holder)> = holders
         .into_iter()
-        .map(|holder| match holder.seconds {
-            Some(seconds) => (seconds.max(0.0), true, holder),
-            None => {
-                // The same xmin as at the last run has been held at least since then.
-                let key = format!("xmin.horizon {} {} {}", holder.kind, holder.name, holder.xmin);
-                (
-                    (facts.now - context.holds_since(&key, facts.now)).max(0.0),
-                    false,
-                    holder,
-                )
+        .map(|holder| {
+            if let Some(seconds) = holder.seconds {
+                return (seconds.max(0.0), true, holder);
             }
+            // The same xmin as at the last run has been held at least since then.
+            let key = format!("xmin.horizon {} {} {}", holder.kind, holder.name, holder.xmin);
+            (
+                (facts.now - context.holds_since(&key, facts.now)).max(0.0),
+                false,
+                holder,
+            )
         })
         .collect();
     aged.sort_by(|left, right| right.0.total_cmp(&left.0).then(right.2.ids.cmp(&left.2.ids)));

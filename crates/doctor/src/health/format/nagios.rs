@@ -1,6 +1,8 @@
 //! One line and an exit status, as Nagios and its kin want them (Monitoring Plugins Development Guidelines,
 //! "Plugin Output for Nagios" and "Performance data").
 
+use std::fmt::Write as _;
+
 use crate::health::limits::{Direction, Thresholds};
 use crate::health::measure::{Measure, Unit};
 use crate::health::report::HealthReport;
@@ -31,10 +33,11 @@ pub fn line(report: &HealthReport) -> String {
         } else {
             String::new()
         };
-        text.push_str(&format!(
+        let _ = write!(
+            text,
             "; {place}{} {}: {}",
             result.id, result.status, result.evidence
-        ));
+        );
     }
     let text = clean(&text);
     let performance = performance(report, several);
