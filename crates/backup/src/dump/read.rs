@@ -132,7 +132,7 @@ pub struct Dump {
     /// The digest of the file, once it was read whole.
     known: Mutex<Option<Digest>>,
     /// Removed with us.
-    _unpacked: Option<TempDir>,
+    unpacked_directory: Option<TempDir>,
 }
 
 /// What is read.
@@ -207,7 +207,7 @@ impl Dump {
             stored_bytes: None,
             options,
             known: Mutex::new(None),
-            _unpacked: None,
+            unpacked_directory: None,
         }
     }
 
@@ -252,7 +252,7 @@ impl Dump {
             stored_bytes,
             options,
             known: Mutex::new(None),
-            _unpacked: None,
+            unpacked_directory: None,
         };
         drop(unwrapped.stream);
         match payload {
@@ -334,11 +334,13 @@ impl Dump {
 
     async fn spool_payload(&self) -> Result<File, RestoreError> {
         let (mut stream, slot) = self.payload_stream(None).await?;
+        let is_tar = matches!(self.payload, Payload::ArchiveTar | Payload::Tar);
         let directory = self.options.temp_dir.clone();
         let file = blocking(move || spool(&mut stream, directory.as_deref()))
             .await
             .map_err(|error| RestoreError::reading(&self.what, error))?;
         self.check_digest(&slot)
+            .and_then(|()| if is_tar { check_tar_end(&file) } else { Ok(()) })
             .map_err(|error| RestoreError::reading(&self.what, error))?;
         Ok(file)
     }
@@ -366,7 +368,7 @@ impl Dump {
         let unpacked = self.unpack(file).await?;
         self.origin = Origin::Directory(unpacked.path().to_path_buf());
         self.payload = Payload::Directory;
-        self._unpacked = Some(unpacked);
+        self.unpacked_directory = Some(unpacked);
         Ok(())
     }
 
@@ -391,10 +393,11 @@ impl Dump {
         let unpacked = self.unpack(file).await?;
         let members = members(unpacked.path()).map_err(|error| RestoreError::reading(&self.what, error))?;
         let listing = || {
-            members
+            let lines: Vec<String> = members
                 .iter()
                 .map(|member| format!("\n  {} ({})", member.name, member.kind))
-                .collect::<String>()
+                .collect();
+            lines.concat()
         };
         let chosen = match &self.options.member {
             Some(wanted) => members.iter().find(|member| {
@@ -430,7 +433,7 @@ impl Dump {
             let bytes = std::fs::metadata(&path).ok().map(|metadata| metadata.len());
             Self::detect(what, Origin::Stored { place, name }, None, bytes, options).await?
         };
-        dump._unpacked = Some(match dump._unpacked.take() {
+        dump.unpacked_directory = Some(match dump.unpacked_directory.take() {
             // A directory inside a file inside a tar: the inner one is what is read.
             Some(inner) => inner,
             None => unpacked,
@@ -496,8 +499,18 @@ impl Dump {
     /// # Errors
     /// When the file cannot be opened, or pg_restore is missing.
     pub async fn sql(self: &Arc<Self>, progress: Arc<AtomicU64>) -> Result<SqlStream, RestoreError> {
-        match self.payload {
-            Payload::Sql => {
+        match &self.origin {
+            Origin::Directory(path) => {
+                Ok(self.converted(Converter::start(self, Some(path), Stdio::null())?, None))
+            }
+            Origin::Spooled(file) if self.payload == Payload::ArchiveTar => {
+                let mut file = file
+                    .try_clone()
+                    .map_err(|error| RestoreError::reading(&self.what, error))?;
+                rewind(&mut file, &self.what)?;
+                Ok(self.converted(Converter::start(self, None, file.into())?, None))
+            }
+            _ if self.payload == Payload::Sql => {
                 let (reader, slot) = self.payload_stream(Some(progress)).await?;
                 Ok(SqlStream {
                     dump: Arc::clone(self),
@@ -507,47 +520,25 @@ impl Dump {
                     ended: false,
                 })
             }
-            Payload::Custom => {
+            _ => {
                 let (reader, slot) = self.payload_stream(Some(progress)).await?;
                 let mut converter = Converter::start(self, None, Stdio::piped())?;
-                let stdin = converter.child.stdin.take().expect("it was piped");
-                converter.feeder = Some(std::thread::spawn(move || feed(reader, stdin)));
-                self.converted(converter, Some(slot))
-            }
-            Payload::ArchiveTar | Payload::Tar => {
-                let Origin::Spooled(file) = &self.origin else {
-                    unreachable!("tars are spooled when they are opened");
-                };
-                let mut file = file
-                    .try_clone()
-                    .map_err(|error| RestoreError::reading(&self.what, error))?;
-                rewind(&mut file, &self.what)?;
-                let converter = Converter::start(self, None, file.into())?;
-                self.converted(converter, None)
-            }
-            Payload::Directory => {
-                let Origin::Directory(path) = &self.origin else {
-                    unreachable!("only directories have this payload");
-                };
-                let converter = Converter::start(self, Some(path), Stdio::null())?;
-                self.converted(converter, None)
+                let stdin = converter.child.stdin.take();
+                converter.feeder = stdin.map(|stdin| std::thread::spawn(move || feed(reader, stdin)));
+                Ok(self.converted(converter, Some(slot)))
             }
         }
     }
 
-    fn converted(
-        self: &Arc<Self>,
-        mut converter: Converter,
-        slot: Option<Slot>,
-    ) -> Result<SqlStream, RestoreError> {
+    fn converted(self: &Arc<Self>, mut converter: Converter, slot: Option<Slot>) -> SqlStream {
         let stdout = converter.child.stdout.take().expect("it was piped");
-        Ok(SqlStream {
+        SqlStream {
             dump: Arc::clone(self),
             reader: Box::new(stdout),
             slot,
             converter: Some(converter),
             ended: false,
-        })
+        }
     }
 
     /// Reads the whole dump and says what it holds. When it returns, the dump is known to be complete and
@@ -667,6 +658,25 @@ fn spool(stream: &mut impl Read, directory: Option<&Path>) -> io::Result<File> {
     }
     file.seek(SeekFrom::Start(0))?;
     Ok(file)
+}
+
+/// A tar ends with two blocks of zeros; one that was cut hardly ever does.
+fn check_tar_end(file: &File) -> io::Result<()> {
+    use std::os::unix::fs::FileExt as _;
+    let length = file.metadata()?.len();
+    let mut end = [0; 1024];
+    let whole = length % 512 == 0 && length >= 1024 && {
+        file.read_exact_at(&mut end, length - 1024)?;
+        end.iter().all(|byte| *byte == 0)
+    };
+    if whole {
+        Ok(())
+    } else {
+        Err(io::Error::new(
+            io::ErrorKind::UnexpectedEof,
+            "the tar has no end: it is truncated",
+        ))
+    }
 }
 
 /// Whether a tar has a file of this name at its top.
@@ -815,9 +825,7 @@ impl Converter {
         if status.success() {
             return Ok(());
         }
-        let hint = stderr
-            .iter()
-            .find_map(|line| super::restore::hints::for_message(line, None));
+        let hint = super::restore::hints::for_lines(&stderr, None);
         Err(io::Error::other(RestoreError::ProgramFailed {
             program: "pg_restore",
             target: None,

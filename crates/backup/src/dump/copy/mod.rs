@@ -478,7 +478,7 @@ impl SqlSource for Source {
                 .and_then(|thread| thread.join().ok())
                 .unwrap_or_default();
             if !status.success() {
-                let hint = stderr.iter().find_map(|line| hints::for_message(line, None));
+                let hint = hints::for_lines(&stderr, None);
                 return Err(io::Error::other(RestoreError::ProgramFailed {
                     program: "pg_dump",
                     target: None,

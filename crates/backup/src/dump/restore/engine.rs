@@ -158,9 +158,7 @@ async fn in_parallel(
     match status {
         Ok(status) if status.success() => Ok(()),
         _ => {
-            let hint = stderr
-                .iter()
-                .find_map(|line| hints::for_message(line, Some(&target.database)));
+            let hint = hints::for_lines(&stderr, Some(&target.database));
             Err(RestoreError::ProgramFailed {
                 program: "pg_restore",
                 target: Some(target.database.clone()),

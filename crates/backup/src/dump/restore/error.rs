@@ -85,7 +85,7 @@ pub enum RestoreError {
         hint: String,
     },
     /// A program of PostgreSQL failed.
-    #[error("{program} failed{}: {}", of_target(.target), said(.stderr))]
+    #[error("{program} failed{}: {}", of_target(.target.as_deref()), said(.stderr))]
     ProgramFailed {
         /// Which one.
         program: &'static str,
@@ -144,11 +144,8 @@ pub enum RestoreError {
     },
 }
 
-fn of_target(target: &Option<String>) -> String {
-    target
-        .as_ref()
-        .map(|target| format!(" on {target}"))
-        .unwrap_or_default()
+fn of_target(target: Option<&str>) -> String {
+    target.map(|target| format!(" on {target}")).unwrap_or_default()
 }
 
 fn said(stderr: &[String]) -> String {

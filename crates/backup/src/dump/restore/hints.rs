@@ -66,9 +66,28 @@ pub(crate) fn for_message(message: &str, database: Option<&str>) -> Option<Strin
     })
 }
 
+/// The hint for what a program wrote to stderr: a full disk explains everything else.
+pub(crate) fn for_lines(lines: &[String], database: Option<&str>) -> Option<String> {
+    let full = lines.iter().find(|line| line.contains("No space left on device"));
+    full.into_iter()
+        .chain(lines)
+        .find_map(|line| for_message(line, database))
+}
+
 #[cfg(test)]
 mod tests {
-    use super::for_message;
+    use super::{for_lines, for_message};
+
+    #[test]
+    fn a_full_disk_explains_a_lost_server() {
+        let lines = [
+            "server closed the connection unexpectedly",
+            "PANIC:  could not write: No space left on device",
+        ];
+        let lines = lines.map(str::to_owned);
+        assert!(for_lines(&lines, None).unwrap().contains("disk is full"));
+        assert!(for_lines(&lines[..1], None).unwrap().contains("went away"));
+    }
 
     #[test]
     fn the_messages_of_the_troubleshooting_pages_have_hints() {

@@ -672,13 +672,9 @@ async fn plan(shared: &Shared, found: &Surroundings) -> Result<PlanDetails, Rest
         section.rows()
     );
     if section.large_objects > 0 {
-        contents.push_str(&format!(
-            ", {}",
-            count(
-                usize::try_from(section.large_objects).unwrap_or(usize::MAX),
-                "large object"
-            )
-        ));
+        let objects = usize::try_from(section.large_objects).unwrap_or(usize::MAX);
+        contents.push_str(", ");
+        contents.push_str(&count(objects, "large object"));
     }
     details = details.fact("in the dump", contents);
     if !shared.request.selection.is_whole() {

@@ -11,6 +11,7 @@
 //! Everything here blocks; run it on a thread for that.
 
 use std::collections::BTreeMap;
+use std::fmt::Write as _;
 use std::fs::File;
 use std::io::{self, BufRead, BufReader, Read, Write};
 use std::os::unix::process::CommandExt as _;
@@ -113,7 +114,11 @@ pub(crate) fn nonce() -> Result<String, RestoreError> {
             what: "/dev/urandom".to_owned(),
             source,
         })?;
-    Ok(bytes.iter().map(|byte| format!("{byte:02x}")).collect())
+    let mut word = String::with_capacity(48);
+    for byte in bytes {
+        let _ = write!(word, "{byte:02x}");
+    }
+    Ok(word)
 }
 
 impl Session {
@@ -235,7 +240,7 @@ impl Session {
                 aftermath: "everything was rolled back and the target is as it was",
             }));
         }
-        self.watch(load)?;
+        check_cancelled(load)?;
         self.committing = true;
         let commit = format!("COMMIT;\nSELECT '{} committed';\n", self.nonce);
         self.send(commit.as_bytes())?;
@@ -252,7 +257,7 @@ impl Session {
         let mut rewriter = Rewriter::new(load.selection.clone());
         let mut buffer = vec![0; CHUNK];
         loop {
-            self.watch(load)?;
+            check_cancelled(load)?;
             let count = source
                 .read(&mut buffer)
                 .map_err(|error| RestoreError::reading(&load.what, error))?;
@@ -276,16 +281,6 @@ impl Session {
         let (out, report) = rewriter.finish();
         self.send(&out)?;
         Ok(report)
-    }
-
-    /// Whether we were cancelled.
-    fn watch(&self, load: &Load) -> Result<(), Stop> {
-        if load.cancellation.is_cancelled() {
-            return Err(Stop::Ours(RestoreError::Interrupted {
-                aftermath: aftermath(load),
-            }));
-        }
-        Ok(())
     }
 
     fn send(&mut self, text: &[u8]) -> Result<(), Stop> {
@@ -316,10 +311,10 @@ impl Session {
                 found.insert(table.clone(), None);
                 if let Some(kind) = kinds.get(&index).and_then(|kind| kind.chars().next()) {
                     let count = counts::count_from(table, kind);
-                    statements.push_str(&format!("SELECT '{} {index} ' || {count};\n", self.nonce));
+                    let _ = writeln!(statements, "SELECT '{} {index} ' || {count};", self.nonce);
                 }
             }
-            statements.push_str(&format!("SELECT '{} end';\n", self.nonce));
+            let _ = writeln!(statements, "SELECT '{} end';", self.nonce);
             self.send(statements.as_bytes())?;
             for (index, rows) in self.numbered()? {
                 if let (Some(table), Ok(rows)) = (chunk.get(index), rows.parse()) {
@@ -387,9 +382,7 @@ impl Session {
                 }
             }
             Stop::Program => {
-                let hint = stderr
-                    .iter()
-                    .find_map(|line| hints::for_message(line, Some(&load.target.database)));
+                let hint = hints::for_lines(&stderr, Some(&load.target.database));
                 RestoreError::ProgramFailed {
                     program: "psql",
                     target: Some(load.target.database.clone()),
@@ -399,6 +392,15 @@ impl Session {
             }
         }
     }
+}
+
+fn check_cancelled(load: &Load) -> Result<(), Stop> {
+    if load.cancellation.is_cancelled() {
+        return Err(Stop::Ours(RestoreError::Interrupted {
+            aftermath: aftermath(load),
+        }));
+    }
+    Ok(())
 }
 
 fn aftermath(load: &Load) -> &'static str {

@@ -377,7 +377,9 @@ fn look_at(section: &mut Section, statement: &Statement<'_>) {
                 .iter()
                 .any(|token| token.eq_ignore_ascii_case(b"tablespace"));
         }
-        ("alter", "system") => breaks = true,
+        ("alter", "system") | ("prepare", "transaction") | ("begin" | "start" | "commit" | "end", _) => {
+            breaks = true
+        }
         ("alter", "default") => {
             roles_after(&tokens, "role", section);
             roles_after(&tokens, "to", section);
@@ -424,7 +426,6 @@ fn look_at(section: &mut Section, statement: &Statement<'_>) {
                     .iter()
                     .any(|token| token.eq_ignore_ascii_case(b"concurrently"));
         }
-        ("prepare", "transaction") | ("begin" | "start" | "commit" | "end", _) => breaks = true,
         _ => {}
     }
     if breaks && section.transaction_breakers.len() < KEPT {
@@ -496,5 +497,6 @@ fn role_name(token: &[u8]) -> Option<String> {
         role.as_str(),
         "public" | "current_user" | "session_user" | "current_role" | "default" | "none"
     );
-    (!(unquoted && special) && !role.starts_with("pg_")).then_some(role)
+    let is_special = (unquoted && special) || role.starts_with("pg_");
+    (!is_special).then_some(role)
 }

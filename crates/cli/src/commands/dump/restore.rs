@@ -396,7 +396,7 @@ pub(crate) fn register<'a>(registry: &mut Registry<'a>, context: &'a Context) {
             .get("arguments")
             .and_then(|arguments| serde_json::from_value(arguments.clone()).ok())
             .ok_or_else(|| StepError::failed("the journal does not say how the restore was begun"))?;
-        let matches = Args::augment_args(clap::Command::new("restore"))
+        let matches = Args::augment_args(clap::Command::new("restore").disable_help_flag(true))
             .try_get_matches_from(&arguments)
             .map_err(|error| {
                 StepError::failed(format!("the journal's arguments are not understood: {error}"))
