@@ -741,3 +741,33 @@ async fn a_listing_tells_sound_damaged_and_foreign_dumps_apart() {
         .expect_status(1);
     assert!(none.stderr.contains("similar: sound.sql.gz"), "{}", none.stderr);
 }
+
+#[rstest]
+#[case(Major::V15)]
+#[case(Major::V18)]
+#[tokio::test]
+async fn a_standby_can_be_dumped_and_the_manifest_says_that_it_was_one(#[case] major: Major) {
+    let primary = shop(major).await;
+    primary
+        .sql("shop", "CREATE UNLOGGED TABLE scratch AS SELECT 1 AS a")
+        .await;
+    let standby = primary.standby("reader").start().await;
+    primary.wait_for_replay(&standby).await;
+    let directory = tempfile::tempdir().expect("a directory");
+    for format in ["plain", "custom"] {
+        create(&standby, directory.path(), &["shop", format, "--format", format])
+            .run()
+            .await
+            .expect_status(0);
+        let manifest = manifest(directory.path(), format);
+        assert!(manifest.server.in_recovery);
+        assert!(manifest.snapshot.is_some_and(|snapshot| snapshot.lsn.is_some()));
+        // An unlogged table has no rows on a standby, and pg_dump leaves it out.
+        assert!(
+            manifest.tables.iter().all(|table| table.name != "scratch"),
+            "{:?}",
+            manifest.tables
+        );
+        assert_eq!(manifest.tables.len(), 6, "{:?}", manifest.tables);
+    }
+}
