@@ -51,6 +51,8 @@ fn ask_person(question: &Question) -> Result<(), ConfirmError> {
         let mut stderr = io::stderr().lock();
         write!(stderr, "{} {answers} ", question.text)?;
         stderr.flush()?;
+        // Whoever answers with Ctrl-C is told so on the same stream.
+        drop(stderr);
         let mut line = String::new();
         io::stdin().lock().read_line(&mut line)?;
         Ok(line)

@@ -23,6 +23,7 @@ mod health_sessions;
 mod health_wal;
 mod help;
 mod procedure;
+mod questions;
 mod report;
 mod role;
 mod verify;
