@@ -89,6 +89,13 @@ pub struct Database {
     pub multixid_age: i64,
 }
 
+impl Database {
+    /// Whether its tables are looked at, where the role may connect.
+    pub fn is_looked_into(&self) -> bool {
+        self.allows_connections && !self.template
+    }
+}
+
 const DATABASES: &str = "
 SELECT d.datname::text AS name, d.datistemplate AS template, d.datallowconn AS allows_connections,
        has_database_privilege(d.oid, 'CONNECT') AS may_connect,
@@ -140,11 +147,9 @@ impl Facts {
     ///
     /// [`Failure`] of the first question that was not answered.
     pub async fn ask(lease: &mut Lease<'_>) -> Result<Self, Failure> {
-        let identity: Identity = lease
-            .rows(IDENTITY)
-            .await?
-            .pop()
-            .ok_or_else(|| Failure::Answer { message: "no row about the server itself".to_owned() })?;
+        let identity: Identity = lease.rows(IDENTITY).await?.pop().ok_or_else(|| Failure::Answer {
+            message: "no row about the server itself".to_owned(),
+        })?;
         let settings: Vec<Setting> = lease.rows(SETTINGS).await?;
         let databases: Vec<Database> = lease.rows(DATABASES).await?;
         Ok(Self {
@@ -162,9 +167,20 @@ impl Facts {
             lsn: identity.lsn,
             block_size: identity.block_size,
             segment_size: identity.segment_size,
-            settings: settings.into_iter().map(|setting| (setting.name.clone(), setting)).collect(),
+            settings: settings
+                .into_iter()
+                .map(|setting| (setting.name.clone(), setting))
+                .collect(),
             databases,
         })
+    }
+
+    /// Whether there are databases to look into beside the one of the connection. Templates are none: a
+    /// session in template1 keeps others from creating databases.
+    pub fn looks_into_several_databases(&self) -> bool {
+        self.databases
+            .iter()
+            .any(|database| database.is_looked_into() && database.name != self.database)
     }
 
     /// A setting's text.
@@ -207,19 +223,74 @@ impl Facts {
 /// An identifier as SQL needs it: bare where that is unambiguous, quoted otherwise.
 pub fn quote_identifier(name: &str) -> String {
     let bare = name.starts_with(|first: char| first.is_ascii_lowercase() || first == '_')
-        && name.chars().all(|other| other.is_ascii_lowercase() || other.is_ascii_digit() || other == '_')
+        && name
+            .chars()
+            .all(|other| other.is_ascii_lowercase() || other.is_ascii_digit() || other == '_')
         && !RESERVED.contains(&name);
-    if bare { name.to_owned() } else { format!("\"{}\"", name.replace('"', "\"\"")) }
+    if bare {
+        name.to_owned()
+    } else {
+        format!("\"{}\"", name.replace('"', "\"\""))
+    }
 }
 
 /// Words that cannot be names without quotes and that people do use as names (PostgreSQL documentation,
 /// appendix "SQL Key Words").
 const RESERVED: &[&str] = &[
-    "all", "analyse", "analyze", "and", "any", "array", "as", "asc", "case", "check", "column", "constraint",
-    "create", "default", "desc", "distinct", "do", "else", "end", "except", "false", "fetch", "for", "foreign",
-    "from", "grant", "group", "having", "in", "into", "limit", "not", "null", "offset", "on", "only", "or",
-    "order", "primary", "references", "select", "some", "table", "then", "to", "true", "union", "unique", "user",
-    "using", "when", "where", "window", "with",
+    "all",
+    "analyse",
+    "analyze",
+    "and",
+    "any",
+    "array",
+    "as",
+    "asc",
+    "case",
+    "check",
+    "column",
+    "constraint",
+    "create",
+    "default",
+    "desc",
+    "distinct",
+    "do",
+    "else",
+    "end",
+    "except",
+    "false",
+    "fetch",
+    "for",
+    "foreign",
+    "from",
+    "grant",
+    "group",
+    "having",
+    "in",
+    "into",
+    "limit",
+    "not",
+    "null",
+    "offset",
+    "on",
+    "only",
+    "or",
+    "order",
+    "primary",
+    "references",
+    "select",
+    "some",
+    "table",
+    "then",
+    "to",
+    "true",
+    "union",
+    "unique",
+    "user",
+    "using",
+    "when",
+    "where",
+    "window",
+    "with",
 ];
 
 #[cfg(test)]

@@ -247,6 +247,11 @@ impl Runner {
                 lsn: facts.lsn,
             }),
         );
+        if let Ok(facts) = &facts
+            && facts.looks_into_several_databases()
+        {
+            sessions.leave_room_for_endings();
+        }
         let previous = facts.as_ref().ok().and_then(|facts| self.previous(facts, target));
         let context = Context {
             target: target.clone(),

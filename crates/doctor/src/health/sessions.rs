@@ -123,6 +123,8 @@ pub struct Sessions {
     connect: Arc<dyn Connect>,
     permits: Semaphore,
     state: Mutex<State>,
+    /// Held while one session ends: the next to end may be the one that is asked about it.
+    ending: tokio::sync::Mutex<()>,
 }
 
 /// A session in use; it goes back when dropped.
@@ -139,6 +141,7 @@ impl Sessions {
             connect,
             permits: Semaphore::new(MOST_SESSIONS),
             state: Mutex::default(),
+            ending: tokio::sync::Mutex::default(),
         }
     }
 
@@ -241,6 +244,7 @@ impl Sessions {
     /// Ends a session and waits, as far as another session can tell, until the server has let it go, so
     /// that there are never more than three.
     async fn end(&self, old: Session) {
+        let _one_at_a_time = self.ending.lock().await;
         let process = old.link.backend_pid();
         farewell(old).await;
         let watcher = {
@@ -266,6 +270,13 @@ impl Sessions {
         let _ = tokio::time::timeout(ENDING_TIMEOUT, wait).await;
     }
 
+    /// Goes on with one session fewer, for a run that changes databases: a backend outlives its session by
+    /// a moment, and must not be the fourth while the next is already there.
+    pub fn leave_room_for_endings(&self) {
+        self.state().lost += 1;
+        self.permits.forget_permits(1);
+    }
+
     /// Ends all sessions that nobody uses.
     pub async fn close(&self) {
         let idle = std::mem::take(&mut self.state().idle);
@@ -275,7 +286,7 @@ impl Sessions {
 
 /// Tells the server that the session ends.
 async fn farewell(session: Session) {
-    // Somebody may still be asking on it to see another end; then dropping it is all there is to do.
+    // Nobody else has it: whoever asks on it to see another end does so before this one may.
     if let Ok(connection) = Arc::try_unwrap(session.link) {
         connection.close().await;
     }

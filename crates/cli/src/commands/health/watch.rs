@@ -46,6 +46,9 @@ pub(super) async fn run(
         if context.printer.is_reader_gone() {
             return Ok(ExitStatus::SUCCESS);
         }
+        if context.printer.is_reader_gone() {
+            return Ok(ExitStatus::SUCCESS);
+        }
         tokio::select! {
             () = tokio::time::sleep(pause) => {}
             () = context.cancellation.cancelled() => break,

@@ -265,7 +265,7 @@ pub(in crate::health) async fn collect(context: &Context) -> Survey {
     let mut survey = Survey::default();
     let mut open = Vec::new();
     for database in &facts.databases {
-        if !database.allows_connections || database.template {
+        if !database.is_looked_into() {
             continue;
         }
         if database.may_connect {
