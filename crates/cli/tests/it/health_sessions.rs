@@ -6,6 +6,24 @@ use tokio_postgres::Client;
 
 use crate::health_run::Operator;
 
+/// Waits until the last run's sessions have given their places back.
+async fn gone(client: &Client) {
+    let left = "SELECT count(*) FROM pg_stat_activity WHERE application_name = 'pgmahout'";
+    pgmahout_testkit::poll::until(
+        crate::health_run::PATIENCE,
+        "the last run to be gone",
+        async || {
+            client
+                .query_one(left, &[])
+                .await
+                .expect("the view")
+                .get::<_, i64>(0)
+                == 0
+        },
+    )
+    .await;
+}
+
 async fn process_of(client: &Client) -> i32 {
     client
         .query_one("SELECT pg_backend_pid()", &[])
@@ -209,6 +227,7 @@ async fn connections_near_their_limit_are_counted_as_the_server_counts_them(#[ca
         .shows("pgmahout-testkit");
 
     // Two places are left: health goes on with those, and sees everything all the same.
+    gone(&clients[0]).await;
     for _ in 0..2 {
         clients.push(server.client("postgres").await);
     }
@@ -223,9 +242,11 @@ async fn connections_near_their_limit_are_counted_as_the_server_counts_them(#[ca
     assert_eq!(look.exit_status, Some(1));
 
     // None is left: that is a result too.
+    gone(&clients[0]).await;
     for _ in 0..2 {
         clients.push(server.client("postgres").await);
     }
+    gone(&clients[0]).await;
     let look = operator.look(&[]).await;
     look.answer("server.reachable")
         .is("CRIT", "too many clients", "connection");
