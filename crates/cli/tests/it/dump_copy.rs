@@ -180,3 +180,32 @@ async fn a_database_is_not_copied_onto_itself() {
         finished.stderr
     );
 }
+
+#[tokio::test]
+async fn a_table_without_anything_built_on_it_is_masked_too() {
+    let production = Postgres::start(Major::V15).await;
+    production.createdb("bare").await;
+    production
+        .sql(
+            "bare",
+            "CREATE TABLE people AS SELECT n AS id, 'secret ' || n AS name FROM generate_series(1, 100) n",
+        )
+        .await;
+    let masks = ["--mask", "people.name='masked'"];
+    copy(
+        &production.dsn("bare"),
+        &production.dsn("masked"),
+        &production,
+        &masks,
+    )
+    .await
+    .expect_status(0);
+    let unmasked = "SELECT count(*) FROM people WHERE name <> 'masked'";
+    assert_eq!(production.query_text("masked", unmasked).await, "0");
+    assert_eq!(
+        production
+            .query_text("masked", "SELECT count(*) FROM people")
+            .await,
+        "100"
+    );
+}

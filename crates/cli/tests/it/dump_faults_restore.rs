@@ -472,7 +472,7 @@ async fn a_server_that_is_killed_midway_leaves_the_target_as_it_was(#[case] majo
         .expect_status(0);
     let running = dump(&scene.server, &scene.directory, &["restore", "dump", TARGET]).spawn();
     let busy = "SELECT count(*) FROM pg_stat_activity WHERE application_name = 'pgmahout dump restore' AND query ~ '^COPY'";
-    poll::until(Duration::from_secs(60), "psql copies rows", async || {
+    poll::until(Duration::from_mins(1), "psql copies rows", async || {
         scene.server.query_text("postgres", busy).await != "0"
     })
     .await;
@@ -531,7 +531,7 @@ async fn a_restore_that_is_killed_at_any_moment_leaves_the_target_as_it_was(#[ca
         killed += 1;
         let sessions =
             "SELECT count(*) FROM pg_stat_activity WHERE application_name = 'pgmahout dump restore'";
-        poll::until(Duration::from_secs(60), "the server has noticed", async || {
+        poll::until(Duration::from_mins(1), "the server has noticed", async || {
             scene.server.query_text("postgres", sessions).await == "0"
         })
         .await;
@@ -604,7 +604,7 @@ async fn an_interrupted_restore_rolls_back_and_says_so() {
         arguments.extend(options);
         let running = dump(&scene.server, &scene.directory, &arguments).spawn();
         let busy = "SELECT count(*) FROM pg_stat_activity WHERE application_name = 'pgmahout dump restore' AND query ~ '^COPY'";
-        poll::until(Duration::from_secs(60), "psql copies rows", async || {
+        poll::until(Duration::from_mins(1), "psql copies rows", async || {
             scene.server.query_text("postgres", busy).await != "0"
         })
         .await;

@@ -669,7 +669,10 @@ async fn the_target_is_dumped_before_when_that_is_asked_for() {
     let (server, directory) = scene(Major::V15).await;
     server.createdb("target").await;
     server
-        .sql("target", "CREATE TABLE old AS SELECT n FROM generate_series(1, 7) n")
+        .sql(
+            "target",
+            "CREATE TABLE old AS SELECT n FROM generate_series(1, 7) n",
+        )
         .await;
     let before = everything(&server, "target").await;
     let arguments = [
@@ -682,17 +685,25 @@ async fn the_target_is_dumped_before_when_that_is_asked_for() {
     ];
     let finished = dump(&server, &directory, &arguments).run().await.expect_status(0);
     assert!(finished.stderr.contains("before.sql.gz"), "{}", finished.stderr);
-    dump(&server, &directory, &["restore", "before.sql.gz", "--into", "again"])
-        .run()
-        .await
-        .expect_status(0);
+    dump(
+        &server,
+        &directory,
+        &["restore", "before.sql.gz", "--into", "again"],
+    )
+    .run()
+    .await
+    .expect_status(0);
     assert_same(&before, &everything(&server, "again").await, "--backup-first");
     // Without that dump nothing is restored: the file is there already.
     let now = everything(&server, "target").await;
     let finished = dump(&server, &directory, &arguments).run().await;
     assert_ne!(finished.status, Some(0));
     assert!(finished.stderr.contains("before.sql.gz"), "{}", finished.stderr);
-    assert_same(&now, &everything(&server, "target").await, "a refused --backup-first");
+    assert_same(
+        &now,
+        &everything(&server, "target").await,
+        "a refused --backup-first",
+    );
 }
 
 #[tokio::test]
@@ -710,19 +721,26 @@ async fn a_killed_restore_is_resumed_from_its_journal() {
         .env("PGMAHOUT_STATE_DIR", &state)
         .spawn();
     let busy = "SELECT count(*) FROM pg_stat_activity WHERE application_name = 'pgmahout dump restore' AND query ~ '^COPY'";
-    poll::until(Duration::from_secs(60), "psql copies rows", async || {
+    poll::until(Duration::from_mins(1), "psql copies rows", async || {
         server.query_text("postgres", busy).await != "0"
     })
     .await;
     let finished = running.kill_after(Duration::ZERO).await;
     assert_eq!(finished.signal, Some(9));
-    let list = pgmahout(&server, &directory, &["procedure", "list", "--unfinished", "--json"])
-        .env("PGMAHOUT_STATE_DIR", &state)
-        .run()
-        .await
-        .expect_status(0);
+    let list = pgmahout(
+        &server,
+        &directory,
+        &["procedure", "list", "--unfinished", "--json"],
+    )
+    .env("PGMAHOUT_STATE_DIR", &state)
+    .run()
+    .await
+    .expect_status(0);
     let list: serde_json::Value = serde_json::from_str(&list.stdout).expect("JSON");
-    let id = list["procedures"][0]["id"].as_str().expect("an identifier").to_owned();
+    let id = list["procedures"][0]["id"]
+        .as_str()
+        .expect("an identifier")
+        .to_owned();
     pgmahout(&server, Path::new("/"), &["procedure", "resume", &id, "--yes"])
         .env("PGMAHOUT_STATE_DIR", &state)
         .run()

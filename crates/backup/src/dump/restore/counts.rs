@@ -33,9 +33,15 @@ pub(crate) fn expected(section: &Section, selection: &Selection) -> BTreeMap<Tab
     section
         .tables
         .iter()
-        .filter(|(table, _)| selection.takes_rows_of(table))
+        .filter(|(table, _)| selection.takes_rows_of(table) && is_readable(table))
         .map(|(table, rows)| (table.clone(), *rows))
         .collect()
+}
+
+/// Names in another encoding than UTF-8 cannot be asked for; such a table is restored uncounted.
+fn is_readable(table: &TableName) -> bool {
+    let unreadable = char::REPLACEMENT_CHARACTER;
+    !table.schema.contains(unreadable) && !table.name.contains(unreadable)
 }
 
 /// Where the manifest and the dump itself contradict each other, a sentence each.
@@ -51,6 +57,14 @@ pub(crate) fn contradictions(manifest: &DumpManifest, report: &ScanReport, secti
         let (Some(rows), Precision::Exact) = (table.rows, table.precision) else {
             continue;
         };
+        if !name.name.is_ascii()
+            && section
+                .encoding
+                .as_deref()
+                .is_some_and(|encoding| encoding != "UTF8")
+        {
+            continue;
+        }
         // A dump of INSERT statements says nothing of empty tables.
         match section.tables.get(&name) {
             Some(in_dump) if *in_dump == rows => {}
@@ -67,7 +81,7 @@ pub(crate) fn contradictions(manifest: &DumpManifest, report: &ScanReport, secti
         let more = section
             .tables
             .iter()
-            .filter(|(table, rows)| **rows > 0 && !listed.contains(table));
+            .filter(|(table, rows)| **rows > 0 && !listed.contains(table) && is_readable(table));
         found.extend(more.map(|(table, _)| format!("{table} is in the dump and not in its manifest")));
     }
     found

@@ -24,6 +24,17 @@ pub(crate) async fn load(
     progress: &dyn Progress,
     cancellation: &CancellationToken,
 ) -> Result<Vec<CountRow>, RestoreError> {
+    let adds = shared.request.selection.data_only || shared.section().tables_created == 0;
+    let mut expected = counts::expected(shared.section(), &shared.request.selection);
+    if adds && !shared.one_transaction() {
+        let connection = Connection::open(target).await?;
+        for row in counts::count(&connection, &expected).await? {
+            if let Some(rows) = expected.get_mut(&row.table) {
+                *rows += row.found.unwrap_or(0);
+            }
+        }
+        connection.close().await;
+    }
     if shared.request.jobs > 1 {
         in_parallel(shared, target, cancellation).await?;
     } else {
@@ -33,7 +44,6 @@ pub(crate) async fn load(
         }
     }
     let connection = Connection::open(target).await?;
-    let expected = counts::expected(shared.section(), &shared.request.selection);
     let found = counts::count(&connection, &expected).await?;
     connection.close().await;
     if found.iter().all(CountRow::matches) {

@@ -298,6 +298,8 @@ impl Session {
     /// The rows of tables, `None` for one that is not there.
     fn counts(&mut self, tables: &[TableName]) -> Result<BTreeMap<TableName, Option<u64>>, Stop> {
         let mut found = BTreeMap::new();
+        // Whatever encoding the dump has chosen: our names are in this one.
+        self.send(b"\nSET client_encoding = 'UTF8';\n")?;
         for chunk in tables.chunks(200) {
             let query = format!(
                 "SELECT '{nonce} ' || q.n || ' ' || q.k FROM ({query}) AS q (n, k);\nSELECT '{nonce} end';\n",

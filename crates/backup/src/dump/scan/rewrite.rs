@@ -149,6 +149,9 @@ impl Rewriter {
             let held = std::mem::take(&mut self.work.held);
             self.work.out.extend_from_slice(&held);
         }
+        if unfinished.is_none() {
+            self.work.give_after_rows();
+        }
         (
             self.work.out,
             self.work.builder.finish(self.lexer.position(), unfinished),

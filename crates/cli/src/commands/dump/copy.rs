@@ -76,7 +76,10 @@ pub(crate) async fn run(args: Args, context: &Context) -> Result<ExitStatus, Fai
         schema_only: args.schema_only,
         exclude_table_data: args.exclude_table_data.clone(),
         owner: args.owner,
-        bin_dir: args.bin_dir.clone(),
+        bin_dir: args
+            .bin_dir
+            .clone()
+            .or_else(|| context.settings().ok()?.server.bin_dir.clone()),
     };
     let (from, to) = (request.from.describe(), request.to.describe());
     let masked = request.masks.len();

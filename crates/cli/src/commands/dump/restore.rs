@@ -41,7 +41,7 @@ use crate::printer::Align;
 ///   pgmahout dump restore shop.sql.gz --into shop_copy
 ///   pgmahout dump restore shop.sql.gz shop --clean --yes
 ///   pgmahout dump restore all.sql.gz shop --database shop
-#[derive(Debug, ClapArgs)]
+#[derive(Debug, Clone, ClapArgs)]
 #[command(verbatim_doc_comment)]
 pub(crate) struct Args {
     /// The dump: a file, a directory of pg_dump -Fd, - for standard input; with --repo its name there.
@@ -249,19 +249,18 @@ fn arguments(args: &Args, target: &ConnectionParameters) -> Vec<String> {
         words.extend(value.map(|value| format!("--{name}={value}")));
     };
     let secretive = |dsn: &String| dsn.to_ascii_lowercase().contains("password") || dsn.contains('@');
-    match args.connection.dsn.as_ref().filter(|dsn| !secretive(dsn)) {
-        Some(dsn) => option("dsn", Some(dsn.clone())),
-        None => {
-            let hosts: Vec<String> = target
-                .hosts
-                .iter()
-                .map(pgmahout_postgres::params::Host::name)
-                .collect();
-            let ports: Vec<String> = target.hosts.iter().map(|host| host.port.to_string()).collect();
-            option("host", Some(hosts.join(",")));
-            option("port", Some(ports.join(",")));
-            option("username", Some(target.user.clone()));
-        }
+    if let Some(dsn) = args.connection.dsn.as_ref().filter(|dsn| !secretive(dsn)) {
+        option("dsn", Some(dsn.clone()));
+    } else {
+        let hosts: Vec<String> = target
+            .hosts
+            .iter()
+            .map(pgmahout_postgres::params::Host::name)
+            .collect();
+        let ports: Vec<String> = target.hosts.iter().map(|host| host.port.to_string()).collect();
+        option("host", Some(hosts.join(",")));
+        option("port", Some(ports.join(",")));
+        option("username", Some(target.user.clone()));
     }
     option("repo", args.place.repo.clone());
     option("database", args.section.clone());
@@ -361,7 +360,7 @@ fn backup_request(
         threads: 0,
         sealing: None,
         counts: CountMode::Exact,
-        count_budget: std::time::Duration::from_secs(300),
+        count_budget: std::time::Duration::from_mins(5),
         force: false,
         skip_space_check: false,
         now: jiff::Zoned::now(),
@@ -372,6 +371,11 @@ fn backup_request(
 async fn prepare(args: &Args, context: &Context) -> Result<Restore, Failure> {
     let target = target(args, context)?;
     let settings = settings(context)?;
+    let bin_dir = args.bin_dir.clone().or_else(|| settings.server.bin_dir.clone());
+    let args = &Args {
+        bin_dir,
+        ..args.clone()
+    };
     let source = source(&args.file, &args.place, &settings).await?;
     let options = OpenOptions {
         keyring: keyring(&args.key, &source, &settings, &context.cancellation).await?,

@@ -84,6 +84,7 @@ fn assertions(args: &Args, settings: &Settings, database: Option<&str>) -> Vec<A
 
 pub(crate) async fn run(args: Args, context: &Context) -> Result<ExitStatus, Failure> {
     let settings = settings(context)?;
+    let bin_dir = args.bin_dir.clone().or_else(|| settings.server.bin_dir.clone());
     let server = match &args.server {
         Some(dsn) => Some(ConnectionParameters::from_dsn(dsn, &context.environment)?),
         None => None,
@@ -91,7 +92,7 @@ pub(crate) async fn run(args: Args, context: &Context) -> Result<ExitStatus, Fai
     let source = source(&args.file, &args.place, &settings).await?;
     let options = OpenOptions {
         keyring: keyring(&args.key, &source, &settings, &context.cancellation).await?,
-        bin_dir: args.bin_dir.clone(),
+        bin_dir: bin_dir.clone(),
         temp_dir: args.temp_dir.clone(),
         member: args.member.clone(),
         target_major: 0,
@@ -105,7 +106,7 @@ pub(crate) async fn run(args: Args, context: &Context) -> Result<ExitStatus, Fai
         server,
         database: args.section.clone(),
         assertions: assertions(&args, &settings, database.as_deref()),
-        bin_dir: args.bin_dir.clone(),
+        bin_dir: bin_dir.clone(),
         temp_dir: args.temp_dir.clone(),
     };
     let reporter = context.reporter();
