@@ -171,7 +171,10 @@ impl Context {
     }
 
     /// Asks the person at the terminal, or answers as `--yes` says.
-    #[allow(clippy::unused_self, reason = "what answers belongs to the context, whatever it is made of")]
+    #[allow(
+        clippy::unused_self,
+        reason = "what answers belongs to the context, whatever it is made of"
+    )]
     pub(crate) fn confirmation(&self, args: &ConfirmationArgs) -> Confirmation {
         Confirmation::new(args.yes)
     }

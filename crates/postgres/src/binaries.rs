@@ -84,14 +84,21 @@ fn list(found: &[Binary]) -> String {
     if found.is_empty() {
         return String::new();
     }
-    let found: Vec<String> =
-        found.iter().map(|binary| format!("{} is {}", binary.path.display(), binary.version)).collect();
+    let found: Vec<String> = found
+        .iter()
+        .map(|binary| format!("{} is {}", binary.path.display(), binary.version))
+        .collect();
     format!(" ({})", found.join(", "))
 }
 
 impl Diagnose for BinaryError {
     fn hint(&self) -> Option<String> {
-        let Self::NotFound { program, requirement, explicit, .. } = self;
+        let Self::NotFound {
+            program,
+            requirement,
+            explicit,
+            ..
+        } = self;
         let package = package(program, *requirement);
         Some(match explicit {
             Some(directory) => format!(
@@ -127,7 +134,11 @@ fn package(program: &str, requirement: Requirement) -> String {
         "oid2name",
         "vacuumlo",
     ];
-    let base = if SERVER.contains(&program) { "postgresql" } else { "postgresql-client" };
+    let base = if SERVER.contains(&program) {
+        "postgresql"
+    } else {
+        "postgresql-client"
+    };
     match requirement.major() {
         Some(major) => format!("{base}-{major}"),
         None => base.to_owned(),
@@ -148,9 +159,16 @@ impl Binaries {
     /// # Errors
     ///
     /// [`BinaryError::NotFound`], with what was found instead.
-    pub fn find(program: &str, requirement: Requirement, explicit: Option<&Path>) -> Result<Binary, BinaryError> {
+    pub fn find(
+        program: &str,
+        requirement: Requirement,
+        explicit: Option<&Path>,
+    ) -> Result<Binary, BinaryError> {
         match explicit {
-            Some(directory) => Self { directories: vec![directory.to_owned()], explicit: Some(directory.to_owned()) },
+            Some(directory) => Self {
+                directories: vec![directory.to_owned()],
+                explicit: Some(directory.to_owned()),
+            },
             None => Self::system(),
         }
         .look_for(program, requirement)
@@ -159,8 +177,9 @@ impl Binaries {
     /// This machine's directories: `$PATH`, Debian's, Red Hat's, those of the usual installers under /opt
     /// and /usr/local, and what `pg_config` says.
     pub fn system() -> Self {
-        let mut directories: Vec<PathBuf> =
-            std::env::var_os("PATH").map(|path| std::env::split_paths(&path).collect()).unwrap_or_default();
+        let mut directories: Vec<PathBuf> = std::env::var_os("PATH")
+            .map(|path| std::env::split_paths(&path).collect())
+            .unwrap_or_default();
         for (parent, prefix, suffix) in [
             ("/usr/lib/postgresql", "", "bin"),
             ("/usr", "pgsql-", "bin"),
@@ -170,7 +189,11 @@ impl Binaries {
             ("/usr/local", "pgsql", "bin"),
             ("/usr/local", "postgresql", "bin"),
         ] {
-            directories.extend(children(Path::new(parent), prefix).into_iter().map(|child| child.join(suffix)));
+            directories.extend(
+                children(Path::new(parent), prefix)
+                    .into_iter()
+                    .map(|child| child.join(suffix)),
+            );
         }
         if let Ok(output) = Command::new("pg_config").arg("--bindir").output()
             && output.status.success()
@@ -188,7 +211,10 @@ impl Binaries {
                 kept.push(directory);
             }
         }
-        Self { directories: kept, explicit: None }
+        Self {
+            directories: kept,
+            explicit: None,
+        }
     }
 
     /// Finds a program in these directories. Of several that will do, the oldest major version is taken,
@@ -200,12 +226,17 @@ impl Binaries {
     pub fn look_for(&self, program: &str, requirement: Requirement) -> Result<Binary, BinaryError> {
         let found = self.all(program);
         let mut best: Option<&Binary> = None;
-        for binary in found.iter().filter(|binary| requirement.is_met_by(binary.version)) {
+        for binary in found
+            .iter()
+            .filter(|binary| requirement.is_met_by(binary.version))
+        {
             let better = best.is_none_or(|best| {
                 let (new, old) = (binary.version, best.version);
                 match requirement {
                     Requirement::Any => new > old,
-                    _ => new.major() < old.major() || (new.major() == old.major() && new.minor() > old.minor()),
+                    _ => {
+                        new.major() < old.major() || (new.major() == old.major() && new.minor() > old.minor())
+                    }
                 }
             });
             if better {
@@ -255,10 +286,18 @@ fn children(parent: &Path, prefix: &str) -> Vec<PathBuf> {
 
 /// What the program says about itself: `pg_dump (PostgreSQL) 18.1`.
 fn version_of(path: &Path) -> Option<ServerVersion> {
-    let output = Command::new(path).arg("--version").stdin(std::process::Stdio::null()).output().ok()?;
+    let output = Command::new(path)
+        .arg("--version")
+        .stdin(std::process::Stdio::null())
+        .output()
+        .ok()?;
     let text = String::from_utf8_lossy(&output.stdout);
     let version = text.split_once("(PostgreSQL)")?.1;
-    output.status.success().then(|| ServerVersion::parse(version)).flatten()
+    output
+        .status
+        .success()
+        .then(|| ServerVersion::parse(version))
+        .flatten()
 }
 
 #[cfg(test)]
@@ -271,7 +310,11 @@ mod tests {
         let directory = root.join(name);
         std::fs::create_dir_all(&directory).expect("created");
         let path = directory.join("pg_dump");
-        std::fs::write(&path, format!("#!/bin/sh\necho 'pg_dump (PostgreSQL) {version}'\n")).expect("written");
+        std::fs::write(
+            &path,
+            format!("#!/bin/sh\necho 'pg_dump (PostgreSQL) {version}'\n"),
+        )
+        .expect("written");
         std::fs::set_permissions(&path, std::fs::Permissions::from_mode(0o755)).expect("executable");
         directory
     }
@@ -279,11 +322,22 @@ mod tests {
     #[test]
     fn the_oldest_version_that_will_do_is_taken() {
         let root = tempfile::tempdir().expect("temporary directory");
-        let directories =
-            [("a", "14.9"), ("b", "18.1"), ("c", "16.2"), ("d", "16.4 (Debian 16.4-1)"), ("e", "17.0")]
-                .map(|(name, version)| install(root.path(), name, version));
+        let directories = [
+            ("a", "14.9"),
+            ("b", "18.1"),
+            ("c", "16.2"),
+            ("d", "16.4 (Debian 16.4-1)"),
+            ("e", "17.0"),
+        ]
+        .map(|(name, version)| install(root.path(), name, version));
         let binaries = Binaries::in_directories(directories.clone());
-        let version = |requirement| binaries.look_for("pg_dump", requirement).expect("found").version.number();
+        let version = |requirement| {
+            binaries
+                .look_for("pg_dump", requirement)
+                .expect("found")
+                .version
+                .number()
+        };
         assert_eq!(version(Requirement::AtLeast(15)), 160_004);
         assert_eq!(version(Requirement::Exactly(17)), 170_000);
         assert_eq!(version(Requirement::Any), 180_001);
@@ -298,12 +352,23 @@ mod tests {
             .expect_err("too old");
         assert_eq!(
             error.to_string(),
-            format!("no pg_dump of version 18 or newer found ({}/pg_dump is 15.4)", old.display())
+            format!(
+                "no pg_dump of version 18 or newer found ({}/pg_dump is 15.4)",
+                old.display()
+            )
         );
-        assert!(error.hint().is_some_and(|hint| hint.starts_with("apt-get install postgresql-client-18")));
+        assert!(
+            error
+                .hint()
+                .is_some_and(|hint| hint.starts_with("apt-get install postgresql-client-18"))
+        );
         let explicit = Binaries::find("pg_ctl", Requirement::Exactly(16), Some(&old)).expect_err("not there");
         assert_eq!(explicit.to_string(), "no pg_ctl of version 16 found");
-        assert!(explicit.hint().is_some_and(|hint| hint.contains("--bin-dir") && hint.contains("postgresql-16")));
+        assert!(
+            explicit
+                .hint()
+                .is_some_and(|hint| hint.contains("--bin-dir") && hint.contains("postgresql-16"))
+        );
     }
 
     #[test]

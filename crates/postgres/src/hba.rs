@@ -34,8 +34,14 @@ pub enum ConnectionType {
 }
 
 impl ConnectionType {
-    const ALL: [Self; 6] =
-        [Self::Local, Self::Host, Self::HostSsl, Self::HostNoSsl, Self::HostGssEnc, Self::HostNoGssEnc];
+    const ALL: [Self; 6] = [
+        Self::Local,
+        Self::Host,
+        Self::HostSsl,
+        Self::HostNoSsl,
+        Self::HostGssEnc,
+        Self::HostNoGssEnc,
+    ];
 
     /// The word in the file.
     pub fn as_str(self) -> &'static str {
@@ -209,8 +215,20 @@ impl std::fmt::Display for HbaAddress {
 impl std::fmt::Display for HbaRule {
     /// As a line of the file.
     fn fmt(&self, formatter: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
-        let list = |tokens: &[HbaToken]| tokens.iter().map(ToString::to_string).collect::<Vec<_>>().join(",");
-        write!(formatter, "{} {} {}", self.connection.as_str(), list(&self.databases), list(&self.users))?;
+        let list = |tokens: &[HbaToken]| {
+            tokens
+                .iter()
+                .map(ToString::to_string)
+                .collect::<Vec<_>>()
+                .join(",")
+        };
+        write!(
+            formatter,
+            "{} {} {}",
+            self.connection.as_str(),
+            list(&self.databases),
+            list(&self.users)
+        )?;
         if let Some(address) = &self.address {
             write!(formatter, " {address}")?;
         }

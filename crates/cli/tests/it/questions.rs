@@ -64,14 +64,25 @@ async fn only_a_yes_is_a_yes_and_an_interrupt_at_the_question_changes_nothing() 
     let server = Postgres::start(Major::V15).await;
     let dsn = server.dsn("postgres");
     let ask = || {
-        Pgmahout::command(env!("CARGO_BIN_EXE_pgmahout")).args(["role", "create-monitor", "watcher", "--quiet", "--dsn", &dsn])
+        Pgmahout::command(env!("CARGO_BIN_EXE_pgmahout")).args([
+            "role",
+            "create-monitor",
+            "watcher",
+            "--quiet",
+            "--dsn",
+            &dsn,
+        ])
     };
     let made = "SELECT count(*) FROM pg_roles WHERE rolname = 'watcher'";
     for (keys, status) in [("\u{3}", 130), ("\n", 3), ("n\n", 3), ("yep\n", 3)] {
         let (ended, screen) = answer(ask(), keys).await;
         assert_eq!(ended, status, "{keys:?}: {screen}");
         assert!(screen.contains("nothing was changed"), "{keys:?}: {screen}");
-        assert_eq!(server.query_text("postgres", made).await, "0", "{keys:?} made the role");
+        assert_eq!(
+            server.query_text("postgres", made).await,
+            "0",
+            "{keys:?} made the role"
+        );
     }
     let (ended, screen) = answer(ask(), "y\n").await;
     assert_eq!(ended, 0, "{screen}");

@@ -42,14 +42,11 @@ async fn the_monitoring_role_sees_statistics_and_no_tables(#[case] major: Major)
         "a dry run made the role"
     );
 
-    let made = pgmahout(
-        &server,
-        &["role", "create-monitor", "--yes"],
-    )
-    .arg(format!("--generate-password={}", file.display()))
-    .run()
-    .await
-    .expect_status(0);
+    let made = pgmahout(&server, &["role", "create-monitor", "--yes"])
+        .arg(format!("--generate-password={}", file.display()))
+        .run()
+        .await
+        .expect_status(0);
     let password = std::fs::read_to_string(&file)
         .expect("the password file")
         .trim()

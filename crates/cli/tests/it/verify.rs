@@ -11,7 +11,14 @@ use serde_json::Value;
 
 async fn verify(dsn: &str, arguments: &[&str]) -> (Finished, Value) {
     let finished = Pgmahout::command(env!("CARGO_BIN_EXE_pgmahout"))
-        .args(["verify", "--json", "--only", "server.reachable,replication", "--dsn", dsn])
+        .args([
+            "verify",
+            "--json",
+            "--only",
+            "server.reachable,replication",
+            "--dsn",
+            dsn,
+        ])
         .args(arguments)
         .run()
         .await;
@@ -144,11 +151,7 @@ async fn a_broken_archive_is_found_by_writing_to_it() {
         .archive_command("false")
         .start()
         .await;
-    let (finished, answer) = verify(
-        &server.dsn("postgres"),
-        &["--patience", "1s"],
-    )
-    .await;
+    let (finished, answer) = verify(&server.dsn("postgres"), &["--patience", "1s"]).await;
     finished.expect_status(1);
     let (status, evidence) = part(&answer, "verify.archive");
     assert_eq!(status, "CRIT");
@@ -176,11 +179,7 @@ async fn a_damaged_index_is_found() {
     }
     std::fs::write(&file, bytes).expect("the index is written");
     server.start_again().await;
-    let (finished, answer) = verify(
-        &server.dsn("postgres"),
-        &["--table", "public.t"],
-    )
-    .await;
+    let (finished, answer) = verify(&server.dsn("postgres"), &["--table", "public.t"]).await;
     finished.expect_status(1);
     let (status, evidence) = part(&answer, "verify.amcheck");
     assert_eq!(status, "CRIT", "{evidence}");
@@ -218,11 +217,7 @@ async fn read_only_writes_nothing_and_a_foreign_schema_is_left_alone() {
             "SELECT pg_current_wal_insert_lsn()::text || txid_current()",
         )
         .await;
-    let (finished, answer) = verify(
-        &server.dsn("postgres"),
-        &["--read-only"],
-    )
-    .await;
+    let (finished, answer) = verify(&server.dsn("postgres"), &["--read-only"]).await;
     finished.expect_status(0);
     assert_eq!(
         part(&answer, "verify.write"),

@@ -74,7 +74,10 @@ impl Context {
             return Ok(facts);
         }
         Err(Failure::Denied {
-            message: format!("the role {} does not see other roles' sessions and statistics", facts.role),
+            message: format!(
+                "the role {} does not see other roles' sessions and statistics",
+                facts.role
+            ),
         })
     }
 
@@ -113,10 +116,9 @@ impl Context {
     ///
     /// As [`Context::rows`], and [`Failure::Answer`] where there is no row.
     pub async fn row<T: DeserializeOwned>(&self, sql: &str) -> Result<T, Failure> {
-        self.rows(sql)
-            .await?
-            .pop()
-            .ok_or_else(|| Failure::Answer { message: "no row where one was expected".to_owned() })
+        self.rows(sql).await?.pop().ok_or_else(|| Failure::Answer {
+            message: "no row where one was expected".to_owned(),
+        })
     }
 
     /// The sessions, for questions about another database.
@@ -137,7 +139,12 @@ impl Context {
     /// Since when something has been so, in seconds since the epoch by the server's clock: now, if the last
     /// run did not see it. To be called once a run while it holds.
     pub fn holds_since(&self, key: &str, now: f64) -> f64 {
-        let since = self.previous.as_ref().and_then(|sample| sample.since.get(key)).copied().unwrap_or(now);
+        let since = self
+            .previous
+            .as_ref()
+            .and_then(|sample| sample.since.get(key))
+            .copied()
+            .unwrap_or(now);
         self.remember(|sample| {
             sample.since.insert(key.to_owned(), since);
         });
@@ -150,7 +157,10 @@ impl Context {
     ///
     /// [`Failure::Source`] where there is neither; otherwise why the counters could not be read.
     pub async fn window(&self) -> Result<&Window, Failure> {
-        let answer = self.window.get_or_init(|| super::checks::interval::observe(self)).await;
+        let answer = self
+            .window
+            .get_or_init(|| super::checks::interval::observe(self))
+            .await;
         match answer {
             Ok(Some(window)) => Ok(window),
             Ok(None) => Err(Failure::Source {
@@ -163,6 +173,8 @@ impl Context {
 
     /// The tables, indexes and sequences of all databases that need a look, collected in one pass each.
     pub async fn survey(&self) -> &Survey {
-        self.survey.get_or_init(|| async { Arc::new(survey::collect(self).await) }).await
+        self.survey
+            .get_or_init(|| async { Arc::new(survey::collect(self).await) })
+            .await
     }
 }

@@ -60,20 +60,31 @@ impl Failure {
     /// What a server answered to a question.
     pub fn from_sql(error: &tokio_postgres::Error) -> Self {
         let Some(server) = error.as_db_error() else {
-            return Self::Connection { message: chain(error) };
+            return Self::Connection {
+                message: chain(error),
+            };
         };
         let message = server.message().to_owned();
         match *server.code() {
             SqlState::INSUFFICIENT_PRIVILEGE => Self::Denied { message },
             SqlState::LOCK_NOT_AVAILABLE => Self::Locked { message },
-            SqlState::QUERY_CANCELED => Self::TimedOut { limit: super::sessions::STATEMENT_TIMEOUT },
-            ref code => Self::Sql { code: code.code().to_owned(), message },
+            SqlState::QUERY_CANCELED => Self::TimedOut {
+                limit: super::sessions::STATEMENT_TIMEOUT,
+            },
+            ref code => Self::Sql {
+                code: code.code().to_owned(),
+                message,
+            },
         }
     }
 
     /// The UNKNOWN that it means. `grant` is what the check says shows what was denied.
     pub fn into_finding(self, grant: Option<String>) -> Finding {
-        let grant = if matches!(self, Self::Denied { .. }) { grant } else { None };
+        let grant = if matches!(self, Self::Denied { .. }) {
+            grant
+        } else {
+            None
+        };
         let hint = match &self {
             Self::Locked { .. } => Some(
                 "see who holds the lock: SELECT pid, pg_blocking_pids(pid), query FROM pg_stat_activity WHERE \

@@ -56,11 +56,19 @@ impl Thresholds {
     pub fn describe(&self, unit: Unit) -> String {
         let one = |name: &str, limit: Option<f64>| {
             limit.map(|limit| {
-                let below = if self.direction == Direction::Below { "below " } else { "" };
+                let below = if self.direction == Direction::Below {
+                    "below "
+                } else {
+                    ""
+                };
                 format!("{name} {below}{}", Measure::new(limit, unit))
             })
         };
-        [one("warn", self.warn), one("crit", self.crit)].into_iter().flatten().collect::<Vec<_>>().join(", ")
+        [one("warn", self.warn), one("crit", self.crit)]
+            .into_iter()
+            .flatten()
+            .collect::<Vec<_>>()
+            .join(", ")
     }
 }
 
@@ -78,12 +86,28 @@ pub struct Limit {
 impl Limit {
     /// A limit that larger values break.
     pub const fn above(id: &'static str, unit: Unit, warn: Option<f64>, crit: Option<f64>) -> Self {
-        Self { id: Cow::Borrowed(id), unit, default: Thresholds { warn, crit, direction: Direction::Above } }
+        Self {
+            id: Cow::Borrowed(id),
+            unit,
+            default: Thresholds {
+                warn,
+                crit,
+                direction: Direction::Above,
+            },
+        }
     }
 
     /// A limit that smaller values break.
     pub const fn below(id: &'static str, unit: Unit, warn: Option<f64>, crit: Option<f64>) -> Self {
-        Self { id: Cow::Borrowed(id), unit, default: Thresholds { warn, crit, direction: Direction::Below } }
+        Self {
+            id: Cow::Borrowed(id),
+            unit,
+            default: Thresholds {
+                warn,
+                crit,
+                direction: Direction::Below,
+            },
+        }
     }
 }
 
@@ -155,7 +179,10 @@ impl Limits {
     /// The defaults of these limits.
     pub fn new(known: impl IntoIterator<Item = Limit>) -> Self {
         Self {
-            known: known.into_iter().map(|limit| (limit.id.to_string(), limit)).collect(),
+            known: known
+                .into_iter()
+                .map(|limit| (limit.id.to_string(), limit))
+                .collect(),
             changed: BTreeMap::new(),
         }
     }
@@ -167,7 +194,10 @@ impl Limits {
 
     /// The thresholds in force for an id. None where no check declared it.
     pub fn get(&self, id: &str) -> Option<Thresholds> {
-        self.changed.get(id).copied().or_else(|| self.known.get(id).map(|limit| limit.default))
+        self.changed
+            .get(id)
+            .copied()
+            .or_else(|| self.known.get(id).map(|limit| limit.default))
     }
 
     /// Changes one, as the command line writes it: `connections.used=70%,85%`. An empty side means none;
@@ -177,7 +207,9 @@ impl Limits {
     ///
     /// [`LimitError`]: an unknown id, a value of the wrong kind, a warning beyond the critical value.
     pub fn set(&mut self, assignment: &str) -> Result<(), LimitError> {
-        let form = || LimitError::Form { text: assignment.to_owned() };
+        let form = || LimitError::Form {
+            text: assignment.to_owned(),
+        };
         let (id, values) = assignment.split_once('=').ok_or_else(form)?;
         let (warn, crit) = match values.split_once(',') {
             Some((warn, crit)) => (Some(warn), Some(crit)),
@@ -197,7 +229,10 @@ impl Limits {
     /// As [`Limits::set`].
     pub fn set_values(&mut self, id: &str, warn: Option<&str>, crit: Option<&str>) -> Result<(), LimitError> {
         let Some(limit) = self.known.get(id) else {
-            return Err(LimitError::Unknown { id: id.to_owned(), nearest: self.nearest(id) });
+            return Err(LimitError::Unknown {
+                id: id.to_owned(),
+                nearest: self.nearest(id),
+            });
         };
         let current = self.changed.get(id).copied().unwrap_or(limit.default);
         let side = |text: Option<&str>, default: Option<f64>| match text.map(str::trim) {
@@ -207,7 +242,10 @@ impl Limits {
                 .unit
                 .parse(text)
                 .map(Some)
-                .map_err(|source| LimitError::Value { id: id.to_owned(), source }),
+                .map_err(|source| LimitError::Value {
+                    id: id.to_owned(),
+                    source,
+                }),
         };
         let thresholds = Thresholds {
             warn: side(warn, current.warn)?,
@@ -258,9 +296,15 @@ mod tests {
     fn a_value_is_judged_on_the_right_side_of_its_thresholds() {
         let limits = limits();
         let used = limits.get("connections.used").unwrap();
-        assert_eq!([0.5, 0.8, 0.9].map(|value| used.judge(value)), [Status::Ok, Status::Warn, Status::Crit]);
+        assert_eq!(
+            [0.5, 0.8, 0.9].map(|value| used.judge(value)),
+            [Status::Ok, Status::Warn, Status::Crit]
+        );
         let hits = limits.get("cache.hit_ratio").unwrap();
-        assert_eq!([0.99, 0.94, 0.5].map(|value| hits.judge(value)), [Status::Ok, Status::Warn, Status::Crit]);
+        assert_eq!(
+            [0.99, 0.94, 0.5].map(|value| hits.judge(value)),
+            [Status::Ok, Status::Warn, Status::Crit]
+        );
         assert_eq!(hits.describe(Unit::Ratio), "warn below 95 %, crit below 90 %");
     }
 
@@ -280,16 +324,35 @@ mod tests {
         let error = limits().set("connection.use=70%,85%").unwrap_err();
         assert_eq!(error.hint().unwrap(), "did you mean `connections.used`?");
         assert_eq!(error.outcome(), Outcome::Usage);
-        assert!(limits().set("zzz=1").unwrap_err().hint().unwrap().contains("--list"));
+        assert!(
+            limits()
+                .set("zzz=1")
+                .unwrap_err()
+                .hint()
+                .unwrap()
+                .contains("--list")
+        );
     }
 
     #[test]
     fn thresholds_in_the_wrong_order_or_unit_are_refused() {
         let mut limits = limits();
-        assert!(matches!(limits.set("connections.used=90%,80%"), Err(LimitError::Order { .. })));
-        assert!(matches!(limits.set("cache.hit_ratio=80%,90%"), Err(LimitError::Order { .. })));
-        assert!(matches!(limits.set("queries.long=5"), Err(LimitError::Value { .. })));
+        assert!(matches!(
+            limits.set("connections.used=90%,80%"),
+            Err(LimitError::Order { .. })
+        ));
+        assert!(matches!(
+            limits.set("cache.hit_ratio=80%,90%"),
+            Err(LimitError::Order { .. })
+        ));
+        assert!(matches!(
+            limits.set("queries.long=5"),
+            Err(LimitError::Value { .. })
+        ));
         assert!(matches!(limits.set("queries.long"), Err(LimitError::Form { .. })));
-        assert!(matches!(limits.set("queries.long="), Err(LimitError::Form { .. })));
+        assert!(matches!(
+            limits.set("queries.long="),
+            Err(LimitError::Form { .. })
+        ));
     }
 }

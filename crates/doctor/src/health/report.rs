@@ -56,7 +56,10 @@ impl HealthReport {
         skipped: Vec<Skipped>,
         notes: Vec<String>,
     ) -> Self {
-        let mut counts = Counts { skipped: skipped.len(), ..Counts::default() };
+        let mut counts = Counts {
+            skipped: skipped.len(),
+            ..Counts::default()
+        };
         for result in &results {
             match result.status {
                 Status::Ok => counts.ok += 1,
@@ -80,7 +83,11 @@ impl HealthReport {
 
     /// The answers that are not OK, the worst first.
     pub fn troubles(&self) -> Vec<&CheckResult> {
-        let mut troubles: Vec<_> = self.results.iter().filter(|result| result.status != Status::Ok).collect();
+        let mut troubles: Vec<_> = self
+            .results
+            .iter()
+            .filter(|result| result.status != Status::Ok)
+            .collect();
         troubles.sort_by_key(|result| match result.status {
             Status::Crit => 0,
             Status::Warn => 1,

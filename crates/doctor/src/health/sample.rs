@@ -62,7 +62,9 @@ impl Sample {
         }
         let mut databases = BTreeMap::new();
         for (name, now) in &self.databases {
-            let Some(before) = earlier.databases.get(name) else { continue };
+            let Some(before) = earlier.databases.get(name) else {
+                continue;
+            };
             let difference = DatabaseCounters {
                 commits: now.commits - before.commits,
                 rollbacks: now.rollbacks - before.rollbacks,
@@ -115,13 +117,21 @@ pub struct SampleStore {
 impl SampleStore {
     /// Samples in this directory, made when the first is written.
     pub fn new(directory: impl Into<PathBuf>) -> Self {
-        Self { directory: directory.into() }
+        Self {
+            directory: directory.into(),
+        }
     }
 
     fn path(&self, system_identifier: &str, target: &str) -> PathBuf {
         let safe: String = target
             .chars()
-            .map(|character| if character.is_ascii_alphanumeric() || character == '.' { character } else { '_' })
+            .map(|character| {
+                if character.is_ascii_alphanumeric() || character == '.' {
+                    character
+                } else {
+                    '_'
+                }
+            })
             .collect();
         self.directory.join(format!("{system_identifier}-{safe}.json"))
     }
@@ -149,8 +159,7 @@ impl SampleStore {
 }
 
 fn write(path: &Path, bytes: &[u8]) -> Result<(), String> {
-    pgmahout_durable::write_atomically(path, bytes, 0o600)
-        .map_err(|error| super::failure::chain(&error))
+    pgmahout_durable::write_atomically(path, bytes, 0o600).map_err(|error| super::failure::chain(&error))
 }
 
 #[cfg(test)]
@@ -163,7 +172,11 @@ mod tests {
             taken,
             databases: BTreeMap::from([(
                 "shop".to_owned(),
-                DatabaseCounters { commits, reset, ..DatabaseCounters::default() },
+                DatabaseCounters {
+                    commits,
+                    reset,
+                    ..DatabaseCounters::default()
+                },
             )]),
             ..Sample::default()
         }
@@ -178,7 +191,9 @@ mod tests {
 
     #[test]
     fn counters_that_were_reset_do_not_count() {
-        let reset = sample(110.0, 150, Some(105.0)).since(&sample(100.0, 100, None)).unwrap();
+        let reset = sample(110.0, 150, Some(105.0))
+            .since(&sample(100.0, 100, None))
+            .unwrap();
         assert!(reset.databases.is_empty());
         let went_back = sample(110.0, 50, None).since(&sample(100.0, 100, None)).unwrap();
         assert!(went_back.databases.is_empty());

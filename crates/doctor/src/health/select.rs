@@ -43,7 +43,10 @@ impl Selection {
     pub fn validate<'a>(&self, ids: impl IntoIterator<Item = &'a str> + Clone) -> Result<(), SelectionError> {
         for pattern in self.only.iter().chain(&self.skip) {
             if !ids.clone().into_iter().any(|id| matches(pattern, id)) {
-                return Err(SelectionError { pattern: pattern.clone(), nearest: nearest(pattern, ids) });
+                return Err(SelectionError {
+                    pattern: pattern.clone(),
+                    nearest: nearest(pattern, ids),
+                });
             }
         }
         Ok(())
@@ -68,7 +71,9 @@ pub fn matches(pattern: &str, id: &str) -> bool {
             None => text.is_empty(),
             Some((b'*', rest)) => (0..=text.len()).any(|skip| glob(rest, &text[skip..])),
             Some((b'?', rest)) => text.split_first().is_some_and(|(_, text)| glob(rest, text)),
-            Some((byte, rest)) => text.split_first().is_some_and(|(first, text)| first == byte && glob(rest, text)),
+            Some((byte, rest)) => text
+                .split_first()
+                .is_some_and(|(first, text)| first == byte && glob(rest, text)),
         }
     }
     glob(pattern.as_bytes(), id.as_bytes())
@@ -97,14 +102,20 @@ mod tests {
 
     #[test]
     fn a_pattern_without_a_match_is_refused_with_the_nearest_name() {
-        let selection = Selection { only: vec!["wal.archivng".to_owned()], skip: Vec::new() };
+        let selection = Selection {
+            only: vec!["wal.archivng".to_owned()],
+            skip: Vec::new(),
+        };
         let error = selection.validate(["wal.archiving", "wal.size"]).unwrap_err();
         assert_eq!(error.hint().unwrap(), "did you mean `wal.archiving`?");
     }
 
     #[test]
     fn skipping_wins_over_asking() {
-        let selection = Selection { only: vec!["wal.*".to_owned()], skip: vec!["wal.size".to_owned()] };
+        let selection = Selection {
+            only: vec!["wal.*".to_owned()],
+            skip: vec!["wal.size".to_owned()],
+        };
         assert!(selection.selects("wal.archiving"));
         assert!(!selection.selects("wal.size"));
         assert!(!selection.selects("checksums"));

@@ -52,7 +52,11 @@ impl Status {
 
     /// The worse of two.
     pub fn worst(self, other: Self) -> Self {
-        if other.weight() > self.weight() { other } else { self }
+        if other.weight() > self.weight() {
+            other
+        } else {
+            self
+        }
     }
 
     /// The status of a whole run: the worst of all, UNKNOWN counting as WARN.

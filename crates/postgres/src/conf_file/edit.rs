@@ -40,7 +40,10 @@ impl ConfFile {
                 Ok(Self::from_text(path, &text))
             }
             Err(error) if error.kind() == std::io::ErrorKind::NotFound => Ok(Self::from_text(path, "")),
-            Err(source) => Err(ConfError::Unreadable { path: path.to_owned(), source }),
+            Err(source) => Err(ConfError::Unreadable {
+                path: path.to_owned(),
+                source,
+            }),
         }
     }
 
@@ -51,7 +54,11 @@ impl ConfFile {
         if lines.last().is_some_and(String::is_empty) {
             lines.pop();
         }
-        Self { path: path.as_ref().to_owned(), lines, changed: false }
+        Self {
+            path: path.as_ref().to_owned(),
+            lines,
+            changed: false,
+        }
     }
 
     /// The file.
@@ -61,7 +68,9 @@ impl ConfFile {
 
     /// The text as it will be saved.
     pub fn text(&self) -> String {
-        self.lines.iter().fold(String::new(), |text, line| text + line + "\n")
+        self.lines
+            .iter()
+            .fold(String::new(), |text, line| text + line + "\n")
     }
 
     /// The value of the last line in this file that sets it; includes are not followed.
@@ -82,7 +91,9 @@ impl ConfFile {
     pub fn set(&mut self, name: &str, value: &str) -> Result<(), ConfError> {
         check_name(name)?;
         if value.contains(['\n', '\r', '\0']) {
-            return Err(ConfError::BadValue { name: name.to_owned() });
+            return Err(ConfError::BadValue {
+                name: name.to_owned(),
+            });
         }
         match self.places(name)?.pop() {
             Some(place) if place.value == value => {}
@@ -126,14 +137,24 @@ impl ConfFile {
     /// When the copy or the new file cannot be written; the file is then as before.
     pub fn save(&mut self) -> Result<EditOutcome, ConfError> {
         if !self.changed {
-            return Ok(EditOutcome { changed: false, backup: None });
+            return Ok(EditOutcome {
+                changed: false,
+                backup: None,
+            });
         }
-        let backup = keep_backup(&self.path)
-            .map_err(|source| ConfError::Backup { path: self.path.clone(), source })?;
-        replace(&self.path, self.text().as_bytes())
-            .map_err(|source| ConfError::Unwritable { path: self.path.clone(), source })?;
+        let backup = keep_backup(&self.path).map_err(|source| ConfError::Backup {
+            path: self.path.clone(),
+            source,
+        })?;
+        replace(&self.path, self.text().as_bytes()).map_err(|source| ConfError::Unwritable {
+            path: self.path.clone(),
+            source,
+        })?;
         self.changed = false;
-        Ok(EditOutcome { changed: true, backup })
+        Ok(EditOutcome {
+            changed: true,
+            backup,
+        })
     }
 
     fn places(&self, name: &str) -> Result<Vec<Place>, ConfError> {
@@ -144,10 +165,18 @@ impl ConfFile {
                 line: index + 1,
                 what,
             })?;
-            if let Line::Setting { name: found, value, value_span } = read
+            if let Line::Setting {
+                name: found,
+                value,
+                value_span,
+            } = read
                 && found.eq_ignore_ascii_case(name)
             {
-                places.push(Place { line: index, value, span: value_span });
+                places.push(Place {
+                    line: index,
+                    value,
+                    span: value_span,
+                });
             }
         }
         Ok(places)
@@ -163,13 +192,20 @@ struct Place {
 fn check_name(name: &str) -> Result<(), ConfError> {
     let part = |part: &str| {
         part.starts_with(|first: char| first.is_ascii_alphabetic() || first == '_')
-            && part.chars().all(|character| character.is_ascii_alphanumeric() || matches!(character, '_' | '$'))
+            && part
+                .chars()
+                .all(|character| character.is_ascii_alphanumeric() || matches!(character, '_' | '$'))
     };
-    let is_include = matches!(name.to_ascii_lowercase().as_str(), "include" | "include_dir" | "include_if_exists");
+    let is_include = matches!(
+        name.to_ascii_lowercase().as_str(),
+        "include" | "include_dir" | "include_if_exists"
+    );
     if name.split('.').all(part) && !is_include {
         Ok(())
     } else {
-        Err(ConfError::BadName { name: name.to_owned() })
+        Err(ConfError::BadName {
+            name: name.to_owned(),
+        })
     }
 }
 
@@ -205,8 +241,11 @@ pub(crate) fn replace(path: &Path, bytes: &[u8]) -> Result<(), pgmahout_durable:
     let real = path.canonicalize().unwrap_or_else(|_| path.to_owned());
     let is_new = !real.exists();
     replace_atomically(&real, bytes, 0o600)?;
-    if is_new && rustix::process::geteuid().is_root()
-        && let Some(owner) = real.parent().and_then(|directory| std::fs::metadata(directory).ok())
+    if is_new
+        && rustix::process::geteuid().is_root()
+        && let Some(owner) = real
+            .parent()
+            .and_then(|directory| std::fs::metadata(directory).ok())
     {
         // Only root can hand it over; failing leaves a file that root owns, which the server then names.
         let _ = std::os::unix::fs::chown(&real, Some(owner.uid()), Some(owner.gid()));

@@ -6,7 +6,11 @@ pub(super) enum Line {
     /// Blank, or a comment alone.
     Nothing,
     /// A setting or a directive, with where its value stands in the line.
-    Setting { name: String, value: String, value_span: std::ops::Range<usize> },
+    Setting {
+        name: String,
+        value: String,
+        value_span: std::ops::Range<usize>,
+    },
 }
 
 /// Reads one line, without its end.
@@ -18,7 +22,10 @@ pub(super) fn read_line(line: &str) -> Result<Line, String> {
     let name_start = position;
     position = name_end(line, position);
     if position == name_start {
-        return Err(format!("no setting can begin with {:?}", line[position..].chars().next().unwrap_or(' ')));
+        return Err(format!(
+            "no setting can begin with {:?}",
+            line[position..].chars().next().unwrap_or(' ')
+        ));
     }
     let name = line[name_start..position].to_owned();
     position = skip_blanks(line, position);
@@ -32,13 +39,23 @@ pub(super) fn read_line(line: &str) -> Result<Line, String> {
     let (value, value_end) = read_value(line, position)?;
     position = skip_blanks(line, value_end);
     if !at_end(line, position) {
-        return Err(format!("unexpected text after the value of \"{name}\": {}", line[position..].trim_end()));
+        return Err(format!(
+            "unexpected text after the value of \"{name}\": {}",
+            line[position..].trim_end()
+        ));
     }
-    Ok(Line::Setting { name, value, value_span: value_start..value_end })
+    Ok(Line::Setting {
+        name,
+        value,
+        value_span: value_start..value_end,
+    })
 }
 
 fn skip_blanks(line: &str, from: usize) -> usize {
-    from + line[from..].len() - line[from..].trim_start_matches([' ', '\t', '\r', '\x0c', '\x0b']).len()
+    from + line[from..].len()
+        - line[from..]
+            .trim_start_matches([' ', '\t', '\r', '\x0c', '\x0b'])
+            .len()
 }
 
 fn at_end(line: &str, position: usize) -> bool {
@@ -74,14 +91,21 @@ fn read_value(line: &str, start: usize) -> Result<(String, usize), String> {
         let end = quoted_end(body).ok_or_else(|| "a quoted value never ends".to_owned())?;
         return Ok((unescape(&body[..end]), start + 1 + end + 1));
     }
-    let end = rest.find(|character: char| !is_unquoted(character)).unwrap_or(rest.len());
+    let end = rest
+        .find(|character: char| !is_unquoted(character))
+        .unwrap_or(rest.len());
     let value = &rest[..end];
     let is_word = value.starts_with(|first: char| is_letter(first))
-        && value.chars().all(|character| is_letter(character) || character.is_ascii_digit() || "-._:/".contains(character));
+        && value.chars().all(|character| {
+            is_letter(character) || character.is_ascii_digit() || "-._:/".contains(character)
+        });
     if is_word || is_number(value) {
         Ok((value.to_owned(), start + end))
     } else {
-        Err(format!("the value {} needs quotes", rest.split([' ', '\t', '#']).next().unwrap_or_default()))
+        Err(format!(
+            "the value {} needs quotes",
+            rest.split([' ', '\t', '#']).next().unwrap_or_default()
+        ))
     }
 }
 
@@ -92,11 +116,18 @@ fn is_unquoted(character: char) -> bool {
 /// `INTEGER` (decimal or hexadecimal, with a unit's letters) or `REAL`.
 fn is_number(value: &str) -> bool {
     let unsigned = value.strip_prefix(['+', '-']).unwrap_or(value);
-    if let Some(digits) = unsigned.strip_prefix("0x").or_else(|| unsigned.strip_prefix("0X")) {
-        let end = digits.find(|digit: char| !digit.is_ascii_hexdigit()).unwrap_or(digits.len());
+    if let Some(digits) = unsigned
+        .strip_prefix("0x")
+        .or_else(|| unsigned.strip_prefix("0X"))
+    {
+        let end = digits
+            .find(|digit: char| !digit.is_ascii_hexdigit())
+            .unwrap_or(digits.len());
         return end > 0 && digits[end..].chars().all(|unit| unit.is_ascii_alphabetic());
     }
-    let whole = unsigned.find(|digit: char| !digit.is_ascii_digit()).unwrap_or(unsigned.len());
+    let whole = unsigned
+        .find(|digit: char| !digit.is_ascii_digit())
+        .unwrap_or(unsigned.len());
     let after = &unsigned[whole..];
     if after.chars().all(|unit| unit.is_ascii_alphabetic()) && whole > 0 {
         return true;
@@ -105,7 +136,9 @@ fn is_number(value: &str) -> bool {
         // An exponent without a point.
         return whole > 0 && is_exponent(after);
     };
-    let digits = fraction.find(|digit: char| !digit.is_ascii_digit()).unwrap_or(fraction.len());
+    let digits = fraction
+        .find(|digit: char| !digit.is_ascii_digit())
+        .unwrap_or(fraction.len());
     let rest = &fraction[digits..];
     (whole > 0 || digits > 0) && (rest.is_empty() || is_exponent(rest))
 }

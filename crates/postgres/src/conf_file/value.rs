@@ -27,8 +27,13 @@ const BLOCK: f64 = 8192.0;
 fn split(text: &str) -> Option<(f64, &str)> {
     let text = text.trim();
     if let Some(digits) = text.strip_prefix("0x").or_else(|| text.strip_prefix("0X")) {
-        let end = digits.find(|digit: char| !digit.is_ascii_hexdigit()).unwrap_or(digits.len());
-        return Some((u64::from_str_radix(&digits[..end], 16).ok()? as f64, digits[end..].trim()));
+        let end = digits
+            .find(|digit: char| !digit.is_ascii_hexdigit())
+            .unwrap_or(digits.len());
+        return Some((
+            u64::from_str_radix(&digits[..end], 16).ok()? as f64,
+            digits[end..].trim(),
+        ));
     }
     let end = text
         .find(|character: char| !(character.is_ascii_digit() || matches!(character, '.' | '-' | '+')))

@@ -111,9 +111,10 @@ impl Failure {
                 "the server offers no authentication mechanism that this client knows (SCRAM-SHA-256)"
                     .to_owned(),
             ),
-            _ if reason.contains("received fatal alert") => {
-                (Kind::TlsFailed, format!("the server refused the TLS session: {reason}"))
-            }
+            _ if reason.contains("received fatal alert") => (
+                Kind::TlsFailed,
+                format!("the server refused the TLS session: {reason}"),
+            ),
             _ if error.is_closed() || is_lost(error) => (
                 Kind::Closed,
                 "the server closed the connection before the session began".to_owned(),
@@ -172,10 +173,13 @@ impl Failure {
 
 /// Whether the stream ended under the session.
 fn is_lost(error: &tokio_postgres::Error) -> bool {
-    error.source().and_then(|source| source.downcast_ref::<io::Error>()).is_some_and(|error| {
-        matches!(
-            error.kind(),
-            io::ErrorKind::UnexpectedEof | io::ErrorKind::ConnectionReset | io::ErrorKind::BrokenPipe
-        )
-    })
+    error
+        .source()
+        .and_then(|source| source.downcast_ref::<io::Error>())
+        .is_some_and(|error| {
+            matches!(
+                error.kind(),
+                io::ErrorKind::UnexpectedEof | io::ErrorKind::ConnectionReset | io::ErrorKind::BrokenPipe
+            )
+        })
 }

@@ -18,7 +18,12 @@ pub struct ProbeError {
 
 impl Diagnose for ProbeError {
     fn hint(&self) -> Option<String> {
-        self.hint.clone().or_else(|| Some(format!("see whether the server answers there: pg_isready ({})", self.place)))
+        self.hint.clone().or_else(|| {
+            Some(format!(
+                "see whether the server answers there: pg_isready ({})",
+                self.place
+            ))
+        })
     }
 }
 
@@ -34,18 +39,31 @@ pub async fn served_certificates(
     port: u16,
     timeout: Duration,
 ) -> Result<Option<Vec<Vec<u8>>>, ProbeError> {
-    let host = Host { target: HostTarget::Name(host.to_owned()), port };
+    let host = Host {
+        target: HostTarget::Name(host.to_owned()),
+        port,
+    };
     if host.name().starts_with(['/', '@']) {
         return Ok(None);
     }
-    let failed = |reason: String, hint: Option<String>| ProbeError { place: host.to_string(), reason, hint };
+    let failed = |reason: String, hint: Option<String>| ProbeError {
+        place: host.to_string(),
+        reason,
+        hint,
+    };
     // Only the TLS part counts: take any certificate, show none.
-    let environment = Environment::from_pairs([("PGUSER", "nobody"), ("PGSSLMODE", "require"), ("PGSSLCERTMODE", "disable")]);
+    let environment = Environment::from_pairs([
+        ("PGUSER", "nobody"),
+        ("PGSSLMODE", "require"),
+        ("PGSSLCERTMODE", "disable"),
+    ]);
     let parameters = ConnectionParameters::from_dsn("", &environment)
         .map_err(|error| failed(error.to_string(), error.hint()))?
         .at_host(&host);
     let look = async {
-        let addresses = socket::look_up(&host).await.map_err(|error| failed(error.to_string(), None))?;
+        let addresses = socket::look_up(&host)
+            .await
+            .map_err(|error| failed(error.to_string(), None))?;
         let mut last = failed("the name has no address".to_owned(), None);
         for address in addresses {
             let mut stream = match socket::connect(&address, &parameters).await {
@@ -55,7 +73,10 @@ pub async fn served_certificates(
                     continue;
                 }
             };
-            if !server_offers_tls(&mut stream).await.map_err(|failure| failed(failure.text, failure.hint))? {
+            if !server_offers_tls(&mut stream)
+                .await
+                .map_err(|failure| failed(failure.text, failure.hint))?
+            {
                 return Ok(None);
             }
             let secured = tls::handshake(stream, &parameters.tls, Some(&host.name()))
@@ -65,7 +86,10 @@ pub async fn served_certificates(
         }
         Err(last)
     };
-    tokio::time::timeout(timeout, look)
-        .await
-        .unwrap_or_else(|_| Err(failed(format!("no answer within {} s", timeout.as_secs_f64()), None)))
+    tokio::time::timeout(timeout, look).await.unwrap_or_else(|_| {
+        Err(failed(
+            format!("no answer within {} s", timeout.as_secs_f64()),
+            None,
+        ))
+    })
 }

@@ -18,10 +18,16 @@ impl Owner {
     /// Of a file or directory.
     pub(super) fn of(path: &Path) -> Result<Self, ControlError> {
         use std::os::unix::fs::MetadataExt;
-        let metadata = std::fs::metadata(path)
-            .map_err(|source| ControlError::Unreadable { path: path.to_owned(), source })?;
+        let metadata = std::fs::metadata(path).map_err(|source| ControlError::Unreadable {
+            path: path.to_owned(),
+            source,
+        })?;
         let uid = metadata.uid();
-        Ok(Self { uid, gid: metadata.gid(), name: crate::params::account_name(uid) })
+        Ok(Self {
+            uid,
+            gid: metadata.gid(),
+            name: crate::params::account_name(uid),
+        })
     }
 
     /// A command that runs as this account. For root that means changing to it, by `setpriv` where the
@@ -65,7 +71,10 @@ pub(super) async fn run(command: &mut Command, program: &Path) -> Result<Output,
         .kill_on_drop(false)
         .output()
         .await
-        .map_err(|source| ControlError::Program { program: program.to_owned(), source })
+        .map_err(|source| ControlError::Program {
+            program: program.to_owned(),
+            source,
+        })
 }
 
 /// What a program said, in one line.

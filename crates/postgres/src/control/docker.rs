@@ -33,7 +33,10 @@ impl Docker {
             .ok()
             .and_then(|host| host.strip_prefix("unix://").map(PathBuf::from))
             .unwrap_or_else(|| PathBuf::from("/var/run/docker.sock"));
-        Self { container: container.into(), socket }
+        Self {
+            container: container.into(),
+            socket,
+        }
     }
 
     /// The same through the engine at this socket.
@@ -83,12 +86,18 @@ impl Docker {
     /// Runs pg_ctl inside, as the server's user; the script is fixed, the words are its arguments.
     async fn pg_ctl(&self, operation: &'static str, words: &[&str]) -> Result<(), ControlError> {
         if !self.status().await?.is_running() {
-            return Err(ControlError::NotRunning { operation, target: self.describe() });
+            return Err(ControlError::NotRunning {
+                operation,
+                target: self.describe(),
+            });
         }
         let engine = self.engine().await?;
         let failed = |error| self.failed(operation, error);
         let script = r#"exec pg_ctl -D "${PGDATA:-/var/lib/postgresql/data}" "$@""#;
-        let command: Vec<&str> = ["sh", "-c", script, "pg_ctl"].into_iter().chain(words.iter().copied()).collect();
+        let command: Vec<&str> = ["sh", "-c", script, "pg_ctl"]
+            .into_iter()
+            .chain(words.iter().copied())
+            .collect();
         let created = engine
             .create_exec(
                 &self.container,
@@ -113,7 +122,12 @@ impl Docker {
             return Ok(());
         }
         let output = output.split_whitespace().collect::<Vec<_>>().join(" ");
-        Err(ControlError::Failed { operation, target: self.describe(), output, log: String::new() })
+        Err(ControlError::Failed {
+            operation,
+            target: self.describe(),
+            output,
+            log: String::new(),
+        })
     }
 
     async fn log(&self) -> String {
@@ -145,7 +159,10 @@ impl ServerControl for Docker {
             .map_err(|error| self.failed("ask for the status of", error))?;
         let state = inspected.state.unwrap_or_default();
         if state.running == Some(true) {
-            let pid = state.pid.and_then(|pid| u32::try_from(pid).ok()).filter(|pid| *pid != 0);
+            let pid = state
+                .pid
+                .and_then(|pid| u32::try_from(pid).ok())
+                .filter(|pid| *pid != 0);
             return Ok(ServerStatus::Running { pid });
         }
         Ok(ServerStatus::Stopped)
@@ -156,7 +173,10 @@ impl ServerControl for Docker {
         let deadline = Instant::now() + timeout;
         if !self.status().await?.is_running() {
             let engine = self.engine().await?;
-            engine.start_container(&self.container, None).await.map_err(|error| self.failed("start", error))?;
+            engine
+                .start_container(&self.container, None)
+                .await
+                .map_err(|error| self.failed("start", error))?;
         }
         loop {
             if !self.status().await?.is_running() {
@@ -216,12 +236,17 @@ impl ServerControl for Docker {
 
     async fn promote(&self, timeout: Duration) -> Result<(), ControlError> {
         let seconds = timeout.as_secs().max(1).to_string();
-        self.pg_ctl("promote", &["promote", "-w", "-s", "-t", &seconds]).await
+        self.pg_ctl("promote", &["promote", "-w", "-s", "-t", &seconds])
+            .await
     }
 
     async fn log_tail(&self, lines: usize) -> Result<String, ControlError> {
         let engine = self.engine().await?;
-        let options = LogsOptionsBuilder::new().stdout(true).stderr(true).tail(&lines.to_string()).build();
+        let options = LogsOptionsBuilder::new()
+            .stdout(true)
+            .stderr(true)
+            .tail(&lines.to_string())
+            .build();
         gather(Box::pin(engine.logs(&self.container, Some(options))))
             .await
             .map_err(|error| self.failed("read the log of", error))
@@ -240,7 +265,9 @@ impl Docker {
             ..CreateExecOptions::default()
         };
         // A container that is just going down refuses; the caller looks at it again.
-        let Ok(created) = engine.create_exec(&self.container, options).await else { return Ok(false) };
+        let Ok(created) = engine.create_exec(&self.container, options).await else {
+            return Ok(false);
+        };
         if let StartExecResults::Attached { output, .. } =
             engine.start_exec(&created.id, None).await.map_err(failed)?
         {

@@ -22,7 +22,11 @@ const LOG_LINES: usize = 15;
 impl Systemd {
     /// The unit, for example `postgresql@15-main`.
     pub fn new(unit: impl Into<String>) -> Self {
-        Self { unit: unit.into(), programs: None, pg_ctl: None }
+        Self {
+            unit: unit.into(),
+            programs: None,
+            pg_ctl: None,
+        }
     }
 
     /// With `systemctl` and `journalctl` in this directory instead of on `$PATH`.
@@ -38,12 +42,17 @@ impl Systemd {
     }
 
     fn program(&self, name: &str) -> PathBuf {
-        self.programs.as_ref().map_or_else(|| PathBuf::from(name), |directory| directory.join(name))
+        self.programs
+            .as_ref()
+            .map_or_else(|| PathBuf::from(name), |directory| directory.join(name))
     }
 
     async fn run(&self, program: &Path, arguments: &[&str]) -> Result<Output, ControlError> {
         let mut command = Command::new(program);
-        command.args(arguments).env("SYSTEMD_COLORS", "0").env("LC_ALL", "C.UTF-8");
+        command
+            .args(arguments)
+            .env("SYSTEMD_COLORS", "0")
+            .env("LC_ALL", "C.UTF-8");
         command::run(&mut command, program).await
     }
 
@@ -71,9 +80,12 @@ impl Systemd {
                     log: log().await,
                 })
             }
-            Err(_) => {
-                Err(ControlError::TimedOut { operation, target: self.describe(), timeout, log: log().await })
-            }
+            Err(_) => Err(ControlError::TimedOut {
+                operation,
+                target: self.describe(),
+                timeout,
+                log: log().await,
+            }),
         }
     }
 }
@@ -90,11 +102,22 @@ impl ServerControl for Systemd {
     async fn status(&self) -> Result<ServerStatus, ControlError> {
         let program = self.program("systemctl");
         let output = self
-            .run(&program, &["show", "--property=LoadState,ActiveState,SubState,MainPID", "--", &self.unit])
+            .run(
+                &program,
+                &[
+                    "show",
+                    "--property=LoadState,ActiveState,SubState,MainPID",
+                    "--",
+                    &self.unit,
+                ],
+            )
             .await?;
         let text = String::from_utf8_lossy(&output.stdout).into_owned();
         let property = |name: &str| {
-            text.lines().find_map(|line| line.strip_prefix(name)?.strip_prefix('=')).unwrap_or_default().trim()
+            text.lines()
+                .find_map(|line| line.strip_prefix(name)?.strip_prefix('='))
+                .unwrap_or_default()
+                .trim()
         };
         if !output.status.success() {
             return Err(ControlError::Failed {
@@ -113,7 +136,9 @@ impl ServerControl for Systemd {
         let pid = property("MainPID").parse().ok().filter(|pid| *pid != 0);
         match (property("ActiveState"), property("SubState")) {
             // Debian's postgresql.service only starts the others and exits.
-            ("active", "exited") => Err(ControlError::MetaUnit { target: self.describe() }),
+            ("active", "exited") => Err(ControlError::MetaUnit {
+                target: self.describe(),
+            }),
             ("active" | "reloading" | "activating" | "deactivating", _) => Ok(ServerStatus::Running { pid }),
             _ => Ok(ServerStatus::Stopped),
         }
@@ -140,7 +165,8 @@ impl ServerControl for Systemd {
         // keeps systemd from starting the server again.
         if mode != StopMode::Fast {
             let signal = format!("--signal={}", mode.signal());
-            self.systemctl("stop", &["kill", "--kill-whom=main", &signal], QUICK).await?;
+            self.systemctl("stop", &["kill", "--kill-whom=main", &signal], QUICK)
+                .await?;
             if mode == StopMode::Smart {
                 self.wait_until_stopped(timeout).await?;
             }
@@ -150,7 +176,10 @@ impl ServerControl for Systemd {
 
     async fn reload(&self) -> Result<(), ControlError> {
         if !self.status().await?.is_running() {
-            return Err(ControlError::NotRunning { operation: "reload", target: self.describe() });
+            return Err(ControlError::NotRunning {
+                operation: "reload",
+                target: self.describe(),
+            });
         }
         self.systemctl("reload", &["reload"], QUICK).await
     }
@@ -171,7 +200,9 @@ impl ServerControl for Systemd {
         let program = self.program("journalctl");
         let count = format!("--lines={lines}");
         let unit = format!("--unit={}", self.unit);
-        let output = self.run(&program, &[&unit, &count, "--no-pager", "--output=cat"]).await?;
+        let output = self
+            .run(&program, &[&unit, &count, "--no-pager", "--output=cat"])
+            .await?;
         Ok(String::from_utf8_lossy(&output.stdout).into_owned())
     }
 }

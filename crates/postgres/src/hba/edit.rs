@@ -46,7 +46,10 @@ impl HbaFile {
     /// When there is no such place, or the rule cannot be written as a line that reads the same.
     pub fn insert(&mut self, index: usize, rule: HbaRule) -> Result<(), HbaError> {
         if index > self.lines.len() {
-            return Err(HbaError::NoSuchLine { path: self.path.clone(), index });
+            return Err(HbaError::NoSuchLine {
+                path: self.path.clone(),
+                index,
+            });
         }
         let text = rule.to_string();
         if text.contains(['\n', '\r']) || parse::parse_rule(&text, &self.path)? != rule {
@@ -56,7 +59,12 @@ impl HbaFile {
                 what: format!("the rule cannot be written as one line: {text:?}"),
             });
         }
-        let line = HbaLine { text, number: 0, file: self.path.clone(), content: HbaContent::Rule(rule) };
+        let line = HbaLine {
+            text,
+            number: 0,
+            file: self.path.clone(),
+            content: HbaContent::Rule(rule),
+        };
         self.lines.insert(index, line);
         self.changed = true;
         Ok(())
@@ -69,7 +77,10 @@ impl HbaFile {
     /// When there is no such line.
     pub fn remove(&mut self, index: usize) -> Result<HbaLine, HbaError> {
         if index >= self.lines.len() {
-            return Err(HbaError::NoSuchLine { path: self.path.clone(), index });
+            return Err(HbaError::NoSuchLine {
+                path: self.path.clone(),
+                index,
+            });
         }
         self.changed = true;
         Ok(self.lines.remove(index))
@@ -78,7 +89,8 @@ impl HbaFile {
     /// Removes every line of this very file whose rule satisfies the condition; gives their number.
     pub fn remove_rules(&mut self, condition: impl Fn(&HbaRule) -> bool) -> usize {
         let before = self.lines.len();
-        self.lines.retain(|line| !matches!(&line.content, HbaContent::Rule(rule) if condition(rule)));
+        self.lines
+            .retain(|line| !matches!(&line.content, HbaContent::Rule(rule) if condition(rule)));
         let removed = before - self.lines.len();
         self.changed |= removed > 0;
         removed
@@ -86,7 +98,9 @@ impl HbaFile {
 
     /// The text as it will be saved.
     pub fn text(&self) -> String {
-        self.lines.iter().fold(String::new(), |text, line| text + &line.text + "\n")
+        self.lines
+            .iter()
+            .fold(String::new(), |text, line| text + &line.text + "\n")
     }
 
     /// Replaces the file durably, with owner and mode kept, and keeps the old one beside it as
@@ -97,13 +111,23 @@ impl HbaFile {
     /// When the copy or the new file cannot be written; the file is then as before.
     pub fn save(&mut self) -> Result<EditOutcome, HbaError> {
         if !self.changed {
-            return Ok(EditOutcome { changed: false, backup: None });
+            return Ok(EditOutcome {
+                changed: false,
+                backup: None,
+            });
         }
-        let backup = keep_backup(&self.path)
-            .map_err(|source| HbaError::Backup { path: self.path.clone(), source })?;
-        replace(&self.path, self.text().as_bytes())
-            .map_err(|source| HbaError::Unwritable { path: self.path.clone(), source })?;
+        let backup = keep_backup(&self.path).map_err(|source| HbaError::Backup {
+            path: self.path.clone(),
+            source,
+        })?;
+        replace(&self.path, self.text().as_bytes()).map_err(|source| HbaError::Unwritable {
+            path: self.path.clone(),
+            source,
+        })?;
         self.changed = false;
-        Ok(EditOutcome { changed: true, backup })
+        Ok(EditOutcome {
+            changed: true,
+            backup,
+        })
     }
 }

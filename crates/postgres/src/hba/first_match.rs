@@ -63,7 +63,14 @@ impl HbaFile {
     /// The same for a role, a database, an address (`None`: a socket) and TLS.
     pub fn matches(&self, user: &str, database: &str, address: Option<IpAddr>, tls: bool) -> HbaVerdict<'_> {
         let client = address.map_or(HbaClient::Local, HbaClient::Address);
-        self.first_match(&HbaQuery { user, database, client, tls, replication: false, member_of: None })
+        self.first_match(&HbaQuery {
+            user,
+            database,
+            client,
+            tls,
+            replication: false,
+            member_of: None,
+        })
     }
 }
 
@@ -176,7 +183,9 @@ fn user_matches(token: &HbaToken, query: &HbaQuery<'_>) -> Part {
     if token.is_keyword("all") {
         return Part::Yes;
     }
-    if !token.quoted && let Some(role) = token.text.strip_prefix('+') {
+    if !token.quoted
+        && let Some(role) = token.text.strip_prefix('+')
+    {
         return member(query, role);
     }
     if !token.quoted && token.text.starts_with('/') {

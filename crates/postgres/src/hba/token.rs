@@ -14,12 +14,18 @@ pub struct HbaToken {
 impl HbaToken {
     /// A keyword, or a plain name.
     pub fn word(text: impl Into<String>) -> Self {
-        Self { text: text.into(), quoted: false }
+        Self {
+            text: text.into(),
+            quoted: false,
+        }
     }
 
     /// A name that is never taken for a keyword.
     pub fn name(text: impl Into<String>) -> Self {
-        Self { text: text.into(), quoted: true }
+        Self {
+            text: text.into(),
+            quoted: true,
+        }
     }
 
     /// Whether this is the keyword.
@@ -41,8 +47,13 @@ impl fmt::Display for HbaToken {
 /// In quotes where the word needs them.
 pub(super) fn quote(text: &str) -> String {
     let plain = !text.is_empty()
-        && !text.contains(|character: char| is_blank(character) || matches!(character, ',' | '#' | '"' | '\\'));
-    if plain { text.to_owned() } else { format!("\"{}\"", text.replace('"', "\"\"")) }
+        && !text
+            .contains(|character: char| is_blank(character) || matches!(character, ',' | '#' | '"' | '\\'));
+    if plain {
+        text.to_owned()
+    } else {
+        format!("\"{}\"", text.replace('"', "\"\""))
+    }
 }
 
 /// `pg_isblank`.
@@ -80,7 +91,9 @@ struct Reader<'a> {
 impl Reader<'_> {
     /// The next word, and whether a comma ended it.
     fn next(&mut self) -> (Option<HbaToken>, bool) {
-        self.rest = self.rest.trim_start_matches(|character: char| is_blank(character) || character == ',');
+        self.rest = self
+            .rest
+            .trim_start_matches(|character: char| is_blank(character) || character == ',');
         let mut text = String::new();
         let (mut in_quotes, mut was_quote, mut initial) = (false, false, false);
         let mut characters = self.rest.char_indices();
@@ -106,6 +119,12 @@ impl Reader<'_> {
         }
         self.rest = &self.rest[end..];
         let found = initial || !text.is_empty();
-        (found.then_some(HbaToken { text, quoted: initial }), comma)
+        (
+            found.then_some(HbaToken {
+                text,
+                quoted: initial,
+            }),
+            comma,
+        )
     }
 }

@@ -15,24 +15,36 @@ use std::sync::atomic::{AtomicBool, Ordering};
 
 /// Certificate and key, `None` where there is none to send.
 pub(super) fn load(parameters: &TlsParameters) -> Result<Option<Arc<CertifiedKey>>, TlsFailure> {
-    let Some(path) = &parameters.certificate else { return Ok(None) };
+    let Some(path) = &parameters.certificate else {
+        return Ok(None);
+    };
     if parameters.certificate_mode == CertificateMode::Disable {
         return Ok(None);
     }
     // As in libpq a certificate file that does not exist means none, even where it was named.
     if !path.exists() {
         if parameters.certificate_is_explicit {
-            tracing::warn!("client certificate {} does not exist; none is sent", path.display());
+            tracing::warn!(
+                "client certificate {} does not exist; none is sent",
+                path.display()
+            );
         }
         return Ok(None);
     }
     let chain = files::certificates(path, "client certificate")?;
-    let key_path = parameters.key.as_deref().filter(|key| key.exists()).ok_or_else(|| {
-        TlsFailure::files(
-            format!("client certificate {} has no private key beside it", path.display()),
-            "name the key's file with sslkey (PGSSLKEY)",
-        )
-    })?;
+    let key_path = parameters
+        .key
+        .as_deref()
+        .filter(|key| key.exists())
+        .ok_or_else(|| {
+            TlsFailure::files(
+                format!(
+                    "client certificate {} has no private key beside it",
+                    path.display()
+                ),
+                "name the key's file with sslkey (PGSSLKEY)",
+            )
+        })?;
     check_mode(key_path)?;
     let unusable = |reason: String| {
         TlsFailure::files(
@@ -41,12 +53,22 @@ pub(super) fn load(parameters: &TlsParameters) -> Result<Option<Arc<CertifiedKey
         )
     };
     let key = PrivateKeyDer::from_pem_file(key_path).map_err(|error| unusable(error.to_string()))?;
-    let key = rustls::crypto::aws_lc_rs::sign::any_supported_type(&key).map_err(|error| unusable(error.to_string()))?;
+    let key = rustls::crypto::aws_lc_rs::sign::any_supported_type(&key)
+        .map_err(|error| unusable(error.to_string()))?;
     let certified = CertifiedKey::new(chain, key);
     // Certificates of X.509 version 1 cannot be compared here; the server will tell.
-    if matches!(certified.keys_match(), Err(rustls::Error::InconsistentKeys(rustls::InconsistentKeys::KeyMismatch))) {
+    if matches!(
+        certified.keys_match(),
+        Err(rustls::Error::InconsistentKeys(
+            rustls::InconsistentKeys::KeyMismatch
+        ))
+    ) {
         return Err(TlsFailure::files(
-            format!("client certificate {} and private key {} do not belong together", path.display(), key_path.display()),
+            format!(
+                "client certificate {} and private key {} do not belong together",
+                path.display(),
+                key_path.display()
+            ),
             "name the certificate's own key with sslkey (PGSSLKEY)",
         ));
     }
@@ -84,7 +106,10 @@ pub(super) struct Resolver {
 
 impl Resolver {
     pub(super) fn new(identity: Option<Arc<CertifiedKey>>) -> Self {
-        Self { identity, sent: AtomicBool::new(false) }
+        Self {
+            identity,
+            sent: AtomicBool::new(false),
+        }
     }
 
     pub(super) fn was_sent(&self) -> bool {

@@ -16,7 +16,9 @@ fn algorithm(certificate: &X509Certificate<'_>) -> Option<&'static Algorithm> {
     let oid = certificate.signature_algorithm.algorithm.to_id_string();
     by_signature(&oid).or_else(|| {
         match SignatureAlgorithm::try_from(&certificate.signature_algorithm).ok()? {
-            SignatureAlgorithm::RSASSA_PSS(parameters) => by_hash(&parameters.hash_algorithm_oid().to_id_string()),
+            SignatureAlgorithm::RSASSA_PSS(parameters) => {
+                by_hash(&parameters.hash_algorithm_oid().to_id_string())
+            }
             _ => None,
         }
     })
@@ -26,7 +28,10 @@ fn algorithm(certificate: &X509Certificate<'_>) -> Option<&'static Algorithm> {
 fn by_signature(oid: &str) -> Option<&'static Algorithm> {
     match oid {
         // md5, sha1 and sha256 with RSA; sha1 and sha256 with ECDSA
-        "1.2.840.113549.1.1.4" | "1.2.840.113549.1.1.5" | "1.2.840.113549.1.1.11" | "1.2.840.10045.4.1"
+        "1.2.840.113549.1.1.4"
+        | "1.2.840.113549.1.1.5"
+        | "1.2.840.113549.1.1.11"
+        | "1.2.840.10045.4.1"
         | "1.2.840.10045.4.3.2" => Some(&SHA256),
         "1.2.840.113549.1.1.12" | "1.2.840.10045.4.3.3" => Some(&SHA384),
         "1.2.840.113549.1.1.13" | "1.2.840.10045.4.3.4" => Some(&SHA512),

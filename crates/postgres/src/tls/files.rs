@@ -28,10 +28,14 @@ pub(super) fn trust(parameters: &TlsParameters) -> Result<Option<Trust>, TlsFail
             }
             (loaded.certs, None)
         }
-        RootCertificate::File(path) if path.exists() => (certificates(path, "root certificate file")?, Some(path.clone())),
+        RootCertificate::File(path) if path.exists() => {
+            (certificates(path, "root certificate file")?, Some(path.clone()))
+        }
         other if parameters.mode >= SslMode::VerifyCa => {
             let what = match other {
-                RootCertificate::File(path) => format!("root certificate file {} does not exist", path.display()),
+                RootCertificate::File(path) => {
+                    format!("root certificate file {} does not exist", path.display())
+                }
                 _ => "there is no root certificate file, for there is no home directory".to_owned(),
             };
             return Err(TlsFailure::files(
@@ -41,7 +45,11 @@ pub(super) fn trust(parameters: &TlsParameters) -> Result<Option<Trust>, TlsFail
         }
         _ => return Ok(None),
     };
-    Ok(Some(Trust { roots, revoked: revocation_lists(parameters)?, file }))
+    Ok(Some(Trust {
+        roots,
+        revoked: revocation_lists(parameters)?,
+        file,
+    }))
 }
 
 /// All certificates of a PEM file, at least one.
@@ -49,7 +57,10 @@ pub(super) fn certificates(path: &Path, what: &str) -> Result<Vec<CertificateDer
     let unusable = |reason: String| {
         TlsFailure::files(
             format!("{what} {} cannot be used: {reason}", path.display()),
-            format!("it must hold certificates in PEM form; see with: openssl x509 -noout -text -in {}", path.display()),
+            format!(
+                "it must hold certificates in PEM form; see with: openssl x509 -noout -text -in {}",
+                path.display()
+            ),
         )
     };
     let bytes = std::fs::read(path).map_err(|error| unusable(error.to_string()))?;
@@ -62,16 +73,26 @@ pub(super) fn certificates(path: &Path, what: &str) -> Result<Vec<CertificateDer
     Ok(found)
 }
 
-fn revocation_lists(parameters: &TlsParameters) -> Result<Vec<CertificateRevocationListDer<'static>>, TlsFailure> {
+fn revocation_lists(
+    parameters: &TlsParameters,
+) -> Result<Vec<CertificateRevocationListDer<'static>>, TlsFailure> {
     let mut paths: Vec<PathBuf> = parameters.revocation_list.iter().cloned().collect();
     if let Some(directory) = &parameters.revocation_directory {
         let entries = std::fs::read_dir(directory).map_err(|error| {
             TlsFailure::files(
-                format!("directory of revocation lists {} cannot be read: {error}", directory.display()),
+                format!(
+                    "directory of revocation lists {} cannot be read: {error}",
+                    directory.display()
+                ),
                 "correct sslcrldir (PGSSLCRLDIR)",
             )
         })?;
-        paths.extend(entries.flatten().map(|entry| entry.path()).filter(|path| path.is_file()));
+        paths.extend(
+            entries
+                .flatten()
+                .map(|entry| entry.path())
+                .filter(|path| path.is_file()),
+        );
     }
     let mut lists = Vec::new();
     for path in paths {

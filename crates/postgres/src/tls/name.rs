@@ -44,7 +44,11 @@ pub(super) fn check(certificate: &X509Certificate<'_>, host: &str) -> Verdict {
             }
         }
     }
-    let common_name = certificate.subject().iter_common_name().next().and_then(|name| name.as_str().ok());
+    let common_name = certificate
+        .subject()
+        .iter_common_name()
+        .next()
+        .and_then(|name| name.as_str().ok());
     if let Some(common_name) = common_name.filter(|_| !same_kind) {
         if matches(common_name, host) {
             return Verdict::CommonName;
@@ -70,15 +74,16 @@ fn matches(pattern: &str, host: &str) -> bool {
     if pattern.eq_ignore_ascii_case(host) {
         return true;
     }
-    let Some(suffix) = pattern.strip_prefix('*').filter(|suffix| suffix.len() > 1 && suffix.starts_with('.')) else {
+    let Some(suffix) = pattern
+        .strip_prefix('*')
+        .filter(|suffix| suffix.len() > 1 && suffix.starts_with('.'))
+    else {
         return false;
     };
-    host.len() > suffix.len()
-        && host.is_char_boundary(host.len() - suffix.len())
-        && {
-            let (label, rest) = host.split_at(host.len() - suffix.len());
-            rest.eq_ignore_ascii_case(suffix) && !label.contains('.')
-        }
+    host.len() > suffix.len() && host.is_char_boundary(host.len() - suffix.len()) && {
+        let (label, rest) = host.split_at(host.len() - suffix.len());
+        rest.eq_ignore_ascii_case(suffix) && !label.contains('.')
+    }
 }
 
 #[cfg(test)]

@@ -38,7 +38,11 @@ fn list(names: &[String]) -> String {
     if names.is_empty() {
         "no name at all".to_owned()
     } else {
-        names.iter().map(|name| format!("\"{name}\"")).collect::<Vec<_>>().join(", ")
+        names
+            .iter()
+            .map(|name| format!("\"{name}\""))
+            .collect::<Vec<_>>()
+            .join(", ")
     }
 }
 

@@ -54,11 +54,19 @@ impl Verifier {
     }
 
     pub(super) fn rejection(&self) -> Option<Rejection> {
-        self.found.lock().unwrap_or_else(PoisonError::into_inner).rejection.clone()
+        self.found
+            .lock()
+            .unwrap_or_else(PoisonError::into_inner)
+            .rejection
+            .clone()
     }
 
     pub(super) fn warnings(&self) -> Vec<String> {
-        self.found.lock().unwrap_or_else(PoisonError::into_inner).warnings.clone()
+        self.found
+            .lock()
+            .unwrap_or_else(PoisonError::into_inner)
+            .warnings
+            .clone()
     }
 
     fn judge(
@@ -73,11 +81,14 @@ impl Verifier {
             let parsed = chain::parse(leaf)?;
             if parsed.is_ca() {
                 warnings.push(
-                    "the server uses an authority's certificate as its own; issue one for the server alone".to_owned(),
+                    "the server uses an authority's certificate as its own; issue one for the server alone"
+                        .to_owned(),
                 );
             }
             if parsed.version() == X509Version::V1 {
-                warnings.push("the server's certificate is of X.509 version 1, which has no extensions".to_owned());
+                warnings.push(
+                    "the server's certificate is of X.509 version 1, which has no extensions".to_owned(),
+                );
             }
         }
         if let Some(host) = &self.name {
@@ -114,9 +125,18 @@ impl Verifier {
             .map(|(_, algorithms)| *algorithms)
             .ok_or(rustls::PeerMisbehaved::SignedHandshakeWithUnadvertisedSigScheme)?;
         // In TLS 1.3 a scheme stands for exactly one algorithm, curve included.
-        let algorithms = if only_first { &algorithms[..algorithms.len().min(1)] } else { algorithms };
+        let algorithms = if only_first {
+            &algorithms[..algorithms.len().min(1)]
+        } else {
+            algorithms
+        };
         let outcome = chain::parse(certificate).and_then(|parsed| {
-            chain::verify_signature(algorithms.iter().copied(), parsed.public_key().raw, message, signed.signature())
+            chain::verify_signature(
+                algorithms.iter().copied(),
+                parsed.public_key().raw,
+                message,
+                signed.signature(),
+            )
         });
         match outcome {
             Ok(()) => Ok(HandshakeSignatureValid::assertion()),
@@ -125,7 +145,10 @@ impl Verifier {
     }
 
     fn reject(&self, rejection: Rejection) -> rustls::Error {
-        self.found.lock().unwrap_or_else(PoisonError::into_inner).rejection = Some(rejection);
+        self.found
+            .lock()
+            .unwrap_or_else(PoisonError::into_inner)
+            .rejection = Some(rejection);
         CertificateError::ApplicationVerificationFailure.into()
     }
 }
@@ -195,7 +218,11 @@ fn trusted(provider: &Arc<CryptoProvider>, trust: Trust) -> Result<Trusted, TlsF
     } else {
         let builder = WebPkiServerVerifier::builder_with_provider(Arc::new(store), Arc::clone(provider))
             .with_crls(trust.revoked);
-        let builder = if checks_revocation { builder.enforce_revocation_expiration() } else { builder };
+        let builder = if checks_revocation {
+            builder.enforce_revocation_expiration()
+        } else {
+            builder
+        };
         Some(builder.build().map_err(|error| {
             TlsFailure::files(
                 format!("the revocation lists cannot be used: {error}"),
@@ -203,7 +230,12 @@ fn trusted(provider: &Arc<CryptoProvider>, trust: Trust) -> Result<Trusted, TlsF
             )
         })?)
     };
-    Ok(Trusted { roots: trust.roots, file: trust.file, webpki, checks_revocation })
+    Ok(Trusted {
+        roots: trust.roots,
+        file: trust.file,
+        webpki,
+        checks_revocation,
+    })
 }
 
 impl Trusted {
@@ -217,7 +249,9 @@ impl Trusted {
         // The name is checked apart from this: any will do.
         let any_name = ServerName::try_from("any.invalid").expect("a valid name");
         let outcome = match &self.webpki {
-            Some(webpki) => webpki.verify_server_cert(leaf, others, &any_name, &[], now).map(|_| ()),
+            Some(webpki) => webpki
+                .verify_server_cert(leaf, others, &any_name, &[], now)
+                .map(|_| ()),
             None => Err(CertificateError::BadEncoding.into()),
         };
         let error = match outcome {
@@ -228,7 +262,9 @@ impl Trusted {
         let second = |rejection: Rejection| self.with_file(rejection);
         Err(match error {
             // The chain is right; the name does not count here.
-            CertificateError::NotValidForName | CertificateError::NotValidForNameContext { .. } => return Ok(()),
+            CertificateError::NotValidForName | CertificateError::NotValidForNameContext { .. } => {
+                return Ok(());
+            }
             CertificateError::Other(_) | CertificateError::BadEncoding => {
                 if self.checks_revocation {
                     return Err(Rejection::RevocationUnknown(
@@ -236,7 +272,11 @@ impl Trusted {
                     ));
                 }
                 let now = i64::try_from(now.as_secs()).unwrap_or(i64::MAX);
-                let judge = Judge { roots: &self.roots, algorithms: algorithms.all, now };
+                let judge = Judge {
+                    roots: &self.roots,
+                    algorithms: algorithms.all,
+                    now,
+                };
                 return judge.verify(leaf, others).map_err(second);
             }
             CertificateError::UnknownIssuer => second(Rejection::UnknownAuthority { roots: None }),
@@ -250,7 +290,8 @@ impl Trusted {
             CertificateError::UnknownRevocationStatus => {
                 Rejection::RevocationUnknown("no list of its authority is there".to_owned())
             }
-            CertificateError::ExpiredRevocationList | CertificateError::ExpiredRevocationListContext { .. } => {
+            CertificateError::ExpiredRevocationList
+            | CertificateError::ExpiredRevocationListContext { .. } => {
                 Rejection::RevocationUnknown("the list of its authority is out of date".to_owned())
             }
             CertificateError::InvalidPurpose | CertificateError::InvalidPurposeContext { .. } => {
@@ -263,7 +304,9 @@ impl Trusted {
 
     fn with_file(&self, rejection: Rejection) -> Rejection {
         match rejection {
-            Rejection::UnknownAuthority { .. } => Rejection::UnknownAuthority { roots: self.file.clone() },
+            Rejection::UnknownAuthority { .. } => Rejection::UnknownAuthority {
+                roots: self.file.clone(),
+            },
             other => other,
         }
     }
@@ -271,5 +314,8 @@ impl Trusted {
 
 /// The end of the leaf's own validity; an authority above it may be the one that expired.
 fn validity(leaf: &[u8], end: impl Fn(&x509_parser::certificate::Validity) -> i64) -> String {
-    chain::parse(leaf).map_or_else(|_| "an unknown date".to_owned(), |parsed| chain::date(end(parsed.validity())))
+    chain::parse(leaf).map_or_else(
+        |_| "an unknown date".to_owned(),
+        |parsed| chain::date(end(parsed.validity())),
+    )
 }
