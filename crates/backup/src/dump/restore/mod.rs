@@ -2,11 +2,11 @@
 //!
 //! The order is: read the whole file once ([`super::read::Dump::inspect`]), so that nothing is begun with a
 //! file that is cut, changed or for somebody else; look at the server; show the plan; ask; load. What is
-//! loaded goes through one psql in one transaction of ours ([`psql`]), whatever the form of the dump:
+//! loaded goes through one psql in one transaction of ours (module `psql`), whatever the form of the dump:
 //! archives are turned into SQL by pg_restore. With `--jobs`, pg_restore loads by itself and without a
 //! common transaction.
 //!
-//! `--clean`, `--create` and `--into` fill a fresh database under a temporary name ([`fresh`]) and exchange
+//! `--clean`, `--create` and `--into` fill a fresh database under a temporary name (module `fresh`) and exchange
 //! it for the target in the end, so that a failed restore leaves the target as it was in these cases too,
 //! whether there was one transaction or not.
 

@@ -378,7 +378,7 @@ fn look_at(section: &mut Section, statement: &Statement<'_>) {
                 .any(|token| token.eq_ignore_ascii_case(b"tablespace"));
         }
         ("alter", "system") | ("prepare", "transaction") | ("begin" | "start" | "commit" | "end", _) => {
-            breaks = true
+            breaks = true;
         }
         ("alter", "default") => {
             roles_after(&tokens, "role", section);
