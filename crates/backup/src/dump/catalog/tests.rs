@@ -168,7 +168,11 @@ fn expiry_leaves_alone_what_it_did_not_make_or_cannot_read() {
         ]
     );
     assert_eq!(proposal.freed_bytes(), 600);
-    let left: BTreeSet<&str> = proposal.left_alone.iter().map(|(name, _)| name.as_str()).collect();
+    let left: BTreeSet<&str> = proposal
+        .left_alone
+        .iter()
+        .map(|(name, _)| name.as_str())
+        .collect();
     assert_eq!(left, BTreeSet::from(["d1.sql.gz", "foreign.sql.gz"]));
     let (files, _) = &proposal.files["d7.sql.gz"];
     assert_eq!(

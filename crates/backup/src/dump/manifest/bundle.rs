@@ -8,7 +8,7 @@ use super::{Encryption, Extent, Tool, to_vec};
 /// The manifest of several dumps that were made in one go, stored as `NAME.bundle.json`.
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
 pub struct BundleManifest {
-    /// [`SCHEMA_VERSION`] of the writer.
+    /// [`SCHEMA_VERSION`](super::SCHEMA_VERSION) of the writer.
     pub schema_version: u32,
     /// Always [`BundleManifest::KIND`].
     pub kind: String,

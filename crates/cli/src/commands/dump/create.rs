@@ -41,7 +41,7 @@ pub(crate) struct Args {
     /// The database [default: $PGDATABASE, else postgres].
     database_name: Option<String>,
 
-    /// The file [default: backup_<database>_YYYY_MM_DD_HHmmss.sql.gz in dump.directory, else here].
+    /// The file [default: backup_DATABASE_YYYY_MM_DD_HHmmss.sql.gz in dump.directory, else here].
     file: Option<String>,
 
     #[command(flatten)]
