@@ -65,7 +65,7 @@ pub(super) async fn check(connection: &Connection, options: &VerifyOptions, writ
             }
             Err(error) => match error.as_db_error() {
                 Some(answer) if *answer.code() == tokio_postgres::error::SqlState::QUERY_CANCELED => {
-                    unfinished += 1
+                    unfinished += 1;
                 }
                 // Dropped since it was listed: nothing to check any more.
                 Some(answer) if *answer.code() == tokio_postgres::error::SqlState::UNDEFINED_TABLE => {}

@@ -127,6 +127,7 @@ pub struct Proof {
 }
 
 /// What a part answers.
+#[allow(clippy::large_enum_variant, reason = "there are six of them in a run")]
 enum Part {
     Found(Finding),
     Skipped(String),

@@ -28,7 +28,7 @@ pub(super) fn checks() -> Vec<Question> {
 }
 
 /// The share of the range that has been given out; none where the sequence starts over by itself.
-fn share(sequence: &Sequence) -> Option<f64> {
+pub(super) fn share(sequence: &Sequence) -> Option<f64> {
     if sequence.cycles {
         return None;
     }
@@ -54,6 +54,17 @@ async fn used(context: &Context) -> Result<Verdict, Failure> {
     let facts = context.facts()?;
     let survey = context.survey().await;
     let limit = context.limit("sequences.used");
+    let looked_at: usize = survey
+        .databases
+        .iter()
+        .filter_map(|database| database.sequences.as_ref().ok())
+        .map(Vec::len)
+        .sum();
+    let count: usize = survey
+        .databases
+        .iter()
+        .map(|database| database.sequence_count)
+        .sum();
     let mut seen: Vec<(f64, &str, &Sequence)> = Vec::new();
     let mut hidden: Vec<(&str, &Sequence)> = Vec::new();
     let mut locked: Vec<(&str, &Sequence)> = Vec::new();
@@ -106,6 +117,16 @@ async fn used(context: &Context) -> Result<Verdict, Failure> {
                 ]
             }),
     );
+    // Whoever reads this must know what it rests on.
+    let finding = if count > looked_at {
+        let evidence = format!(
+            "{}; {} of {count} sequences were looked at, the others take turns (--only sequences.used looks at all)",
+            finding.evidence, looked_at
+        );
+        Finding { evidence, ..finding }
+    } else {
+        finding
+    };
     let unseen = not_read(context, &hidden, &locked)?
         .or_else(|| unseen(survey, facts, |database| &database.sequences));
     let mut finding = finding.rows(rows);
@@ -237,7 +258,7 @@ mod tests {
 
     fn sequence(start: i64, increment: i64, lowest: i64, highest: i64, last_value: Option<i64>) -> Sequence {
         serde_json::from_value(serde_json::json!({
-            "oid": 1, "name": "s", "schema": "public", "column": null, "column_type": null, "lowest": lowest,
+            "oid": 1, "narrow": true, "name": "s", "schema": "public", "column": null, "column_type": null, "lowest": lowest,
             "highest": highest, "start": start, "increment": increment, "cycles": false, "readable": true,
             "last_value": last_value
         }))

@@ -16,6 +16,15 @@ use crate::health::sessions::Lease;
 /// How many sequences are read in one statement.
 const SEQUENCES_AT_ONCE: usize = 200;
 
+/// How many sequences of a database are looked at in one run, of those with less than int8's whole range
+/// and of those with all of it. What is left over takes its turn in the next runs; what was found to be
+/// half used is looked at every time.
+const NARROW_IN_A_RUN: usize = 800;
+const WIDE_IN_A_RUN: usize = 200;
+
+/// From which share on a sequence is looked at in every run.
+pub(super) const WATCHED_FROM: f64 = 0.5;
+
 /// A table that is among the oldest or has dead rows.
 #[derive(Debug, Clone, Deserialize)]
 pub struct Table {
@@ -115,7 +124,11 @@ SELECT format('%I.%I', n.nspname, c.relname) AS name, format('%I.%I', tn.nspname
 /// A sequence and what it feeds.
 #[derive(Debug, Clone, Deserialize)]
 pub struct Sequence {
-    oid: i64,
+    /// Its OID.
+    pub oid: i64,
+    /// Whether it has less than the whole range of int8.
+    #[serde(default)]
+    narrow: bool,
     /// Qualified and quoted.
     pub name: String,
     /// Its schema, quoted.
@@ -146,14 +159,26 @@ pub struct Sequence {
 
 /// A column is fed by a sequence that it owns (serial, identity) or that its default calls.
 const SEQUENCES: &str = "
-SELECT s.oid::bigint AS oid, format('%I.%I', s.schema, s.relname) AS name, quote_ident(s.schema) AS schema,
+WITH sequence AS MATERIALIZED (
+  SELECT seqrelid, seqtypid <> 'int8'::regtype
+                   OR CASE WHEN seqincrement > 0 THEN seqmax < 9223372036854775807
+                           ELSE seqmin > -9223372036854775808 END AS narrow
+    FROM pg_sequence),
+chosen AS MATERIALIZED (
+  (SELECT * FROM sequence WHERE narrow ORDER BY seqrelid::bigint <= NARROW_TURN, seqrelid LIMIT NARROW_MOST)
+  UNION
+  (SELECT * FROM sequence WHERE NOT narrow ORDER BY seqrelid::bigint <= WIDE_TURN, seqrelid LIMIT WIDE_MOST)
+  UNION
+  (SELECT * FROM sequence WHERE seqrelid IN (WATCHED)))
+SELECT s.oid::bigint AS oid, s.narrow, format('%I.%I', s.schema, s.relname) AS name, quote_ident(s.schema) AS schema,
        fed.column, fed.column_type, s.seqstart AS start, s.seqincrement AS increment,
        greatest(s.seqmin, coalesce(fed.lowest, s.seqmin)) AS lowest,
        least(s.seqmax, coalesce(fed.highest, s.seqmax)) AS highest,
        s.seqcycle AND s.seqmax <= coalesce(fed.highest, s.seqmax) AS cycles,
        has_sequence_privilege(s.oid, 'SELECT, USAGE') AS readable
-  FROM (SELECT c.oid, c.relname, n.nspname AS schema, q.*
-          FROM pg_sequence q JOIN pg_class c ON c.oid = q.seqrelid JOIN pg_namespace n ON n.oid = c.relnamespace
+  FROM (SELECT c.oid, c.relname, n.nspname AS schema, q.*, chosen.narrow
+          FROM chosen JOIN pg_sequence q USING (seqrelid)
+          JOIN pg_class c ON c.oid = q.seqrelid JOIN pg_namespace n ON n.oid = c.relnamespace
          WHERE NOT pg_is_other_temp_schema(n.oid)
            AND NOT (pg_is_in_recovery() AND c.relpersistence <> 'p')) s
   LEFT JOIN LATERAL (
@@ -204,8 +229,10 @@ pub struct DatabaseSurvey {
     pub tables: Result<Vec<Table>, Failure>,
     /// Indexes that are not valid.
     pub indexes: Result<Vec<BrokenIndex>, Failure>,
-    /// All sequences.
+    /// The sequences that were looked at.
     pub sequences: Result<Vec<Sequence>, Failure>,
+    /// How many there are in all.
+    pub sequence_count: usize,
 }
 
 /// What all databases have.
@@ -293,47 +320,149 @@ async fn look(
     database: String,
     passes: Passes,
 ) -> DatabaseSurvey {
-    let mut lease = match context.sessions().lease(place).await {
-        Ok(lease) => lease,
-        Err(failure) => {
-            return DatabaseSurvey {
-                database,
-                tables: Err(failure.clone()),
-                indexes: Err(failure.clone()),
-                sequences: Err(failure),
-            };
+    let turn = Turn::of(context, &database);
+    let tables = async || {
+        if !passes.tables {
+            return Ok(Vec::new());
         }
-    };
-    let tables = if passes.tables {
+        let mut lease = context.sessions().lease(place).await?;
         if facts.version.major() >= 15 {
             // Each entry is read once: reading it in place is cheaper than copying it first. A server that
             // refuses answers the question all the same.
             let _ = lease.execute("SET stats_fetch_consistency = none").await;
         }
         lease.rows(TABLES).await
-    } else {
-        Ok(Vec::new())
     };
-    let indexes = if passes.indexes {
-        lease.rows(INDEXES).await
-    } else {
-        Ok(Vec::new())
+    let indexes = async || {
+        if !passes.indexes {
+            return Ok(Vec::new());
+        }
+        context.sessions().lease(place).await?.rows(INDEXES).await
     };
-    let sequences = if passes.sequences {
-        read_sequences(&mut lease).await
+    let sequences = async || {
+        if !passes.sequences {
+            return Ok((Vec::new(), 0));
+        }
+        let mut lease = context.sessions().lease(place).await?;
+        let read = read_sequences(&mut lease, &turn).await?;
+        turn.remember(context, &database, &read.0);
+        Ok(read)
+    };
+    // The sessions of the database that everybody else asks are used side by side; another database gets
+    // one session, one question after the other.
+    let (tables, (indexes, sequences)) = if place.is_none() {
+        futures::join!(tables(), async { (indexes().await, sequences().await) })
     } else {
-        Ok(Vec::new())
+        (tables().await, (indexes().await, sequences().await))
+    };
+    let (sequences, sequence_count) = match sequences {
+        Ok((sequences, count)) => (Ok(sequences), count),
+        Err(failure) => (Err(failure), 0),
     };
     DatabaseSurvey {
         database,
         tables,
         indexes,
         sequences,
+        sequence_count,
     }
 }
 
-async fn read_sequences(lease: &mut Lease<'_>) -> Result<Vec<Sequence>, Failure> {
-    let mut sequences: Vec<Sequence> = lease.rows(SEQUENCES).await?;
+/// Whose turn it is among the sequences of a database.
+struct Turn {
+    /// The last of each kind that was looked at.
+    narrow: i64,
+    wide: i64,
+    /// Those that are looked at every time.
+    watched: Vec<i64>,
+    /// Whether all are looked at.
+    all: bool,
+}
+
+impl Turn {
+    fn of(context: &Context, database: &str) -> Self {
+        let values = context.previous().map(|sample| &sample.values);
+        let value = |what: &str| {
+            let key = format!("sequences.used {what} {database}");
+            values
+                .and_then(|values| values.get(&key))
+                .map_or(0, |oid| *oid as i64)
+        };
+        let watched = format!("sequences.used watched {database} ");
+        Self {
+            narrow: value("narrow"),
+            wide: value("wide"),
+            watched: values
+                .into_iter()
+                .flatten()
+                .filter_map(|(key, _)| key.strip_prefix(&watched)?.parse().ok())
+                .collect(),
+            all: context.is_asked_for("sequences.used"),
+        }
+    }
+
+    fn question(&self) -> String {
+        let limit = |most: usize| {
+            if self.all {
+                "ALL".to_owned()
+            } else {
+                most.to_string()
+            }
+        };
+        let watched: Vec<String> = self.watched.iter().chain([&0]).map(ToString::to_string).collect();
+        SEQUENCES
+            .replace("NARROW_TURN", &self.narrow.to_string())
+            .replace("NARROW_MOST", &limit(NARROW_IN_A_RUN))
+            .replace("WIDE_TURN", &self.wide.to_string())
+            .replace("WIDE_MOST", &limit(WIDE_IN_A_RUN))
+            .replace("WATCHED", &watched.join(", "))
+    }
+
+    /// Where the next run goes on. The window may have gone round, so it is the last one before the gap.
+    fn remember(&self, context: &Context, database: &str, sequences: &[Sequence]) {
+        let last = |narrow: bool, turn: i64, most: usize| {
+            let mut seen: Vec<i64> = sequences
+                .iter()
+                .filter(|sequence| sequence.narrow == narrow && !self.watched.contains(&sequence.oid))
+                .map(|sequence| sequence.oid)
+                .collect();
+            seen.sort_unstable_by_key(|oid| (*oid <= turn, *oid));
+            seen.truncate(most);
+            seen.last().copied().unwrap_or(0)
+        };
+        let narrow = last(true, self.narrow, NARROW_IN_A_RUN);
+        let wide = last(false, self.wide, WIDE_IN_A_RUN);
+        context.remember(|sample| {
+            for (what, oid) in [("narrow", narrow), ("wide", wide)] {
+                sample
+                    .values
+                    .insert(format!("sequences.used {what} {database}"), oid as f64);
+            }
+            for sequence in sequences {
+                if let Some(share) = super::sequences::share(sequence).filter(|share| *share >= WATCHED_FROM)
+                {
+                    sample.values.insert(
+                        format!("sequences.used watched {database} {}", sequence.oid),
+                        share,
+                    );
+                }
+            }
+        });
+    }
+}
+
+/// How many sequences there are; one index-only look, next to nothing.
+const SEQUENCE_COUNT: &str = "SELECT count(*) AS count FROM pg_sequence";
+
+#[derive(Deserialize)]
+struct SequenceCount {
+    count: usize,
+}
+
+/// The sequences whose turn it is, and how many there are in all.
+async fn read_sequences(lease: &mut Lease<'_>, turn: &Turn) -> Result<(Vec<Sequence>, usize), Failure> {
+    let count: Vec<SequenceCount> = lease.rows(SEQUENCE_COUNT).await?;
+    let mut sequences: Vec<Sequence> = lease.rows(&turn.question()).await?;
     let mut readable: Vec<&mut Sequence> = sequences
         .iter_mut()
         .filter(|sequence| sequence.readable)
@@ -350,5 +479,6 @@ async fn read_sequences(lease: &mut Lease<'_>) -> Result<Vec<Sequence>, Failure>
             }
         }
     }
-    Ok(sequences)
+    let count = count.first().map_or(0, |count| count.count).max(sequences.len());
+    Ok((sequences, count))
 }
