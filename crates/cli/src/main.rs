@@ -69,7 +69,8 @@ fn main() -> ExitCode {
     };
     start_log(&cli.global);
     let context = Context::new(cli.global);
-    match run(cli.command, &context) {
+    let result = run(cli.command, &context).and_then(|status| context.printer.lost().map_or(Ok(status), Err));
+    match result {
         Ok(status) => ExitCode::from(status.0),
         Err(failure) => {
             context.printer.failure(&failure);
@@ -172,9 +173,7 @@ mod tests {
                     visit(child, &name, missing);
                 }
             } else if !command.is_hide_set()
-                && !command
-                    .get_after_long_help()
-                    .is_some_and(|help| help.to_string().contains("Example"))
+                && !command.clone().render_long_help().to_string().contains("Example")
             {
                 missing.push(name);
             }

@@ -4,6 +4,7 @@
 //! ends with status 0.
 
 use std::io::{self, IsTerminal as _, Write as _};
+use std::sync::OnceLock;
 use std::sync::atomic::{AtomicBool, Ordering};
 
 use clap::ValueEnum;
@@ -103,6 +104,7 @@ pub(crate) struct Printer {
     err: Palette,
     out_is_terminal: bool,
     reader_gone: AtomicBool,
+    lost: OnceLock<io::Error>,
 }
 
 impl Printer {
@@ -116,6 +118,7 @@ impl Printer {
             err: Palette::new(color, io::stderr().is_terminal()),
             out_is_terminal,
             reader_gone: AtomicBool::new(false),
+            lost: OnceLock::new(),
         }
     }
 
@@ -145,13 +148,22 @@ impl Printer {
             return;
         }
         let mut stdout = io::stdout().lock();
-        if stdout
-            .write_all(text.as_bytes())
-            .and_then(|()| stdout.flush())
-            .is_err()
-        {
+        if let Err(error) = stdout.write_all(text.as_bytes()).and_then(|()| stdout.flush()) {
+            // A reader that has seen enough is no failure; a full disk behind a redirection is.
+            if error.kind() != io::ErrorKind::BrokenPipe {
+                let _ = self.lost.set(error);
+            }
             self.reader_gone.store(true, Ordering::Relaxed);
         }
+    }
+
+    /// Why output was lost, where it was.
+    pub(crate) fn lost(&self) -> Option<Failure> {
+        let error = self.lost.get()?;
+        Some(
+            Failure::caused_by("cannot write the result to standard output", error.to_string())
+                .hint("see whether there is space where it is redirected to, and run the command again"),
+        )
     }
 
     /// A line of data.

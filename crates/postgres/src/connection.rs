@@ -82,6 +82,9 @@ impl std::fmt::Debug for Connection {
     }
 }
 
+/// Leaves nothing on the search path but the system's own schema.
+const SECURE_SEARCH_PATH: &str = "SELECT pg_catalog.set_config('search_path', 'pg_catalog', false)";
+
 impl Connection {
     /// Connects to the first host and address that gives a session of the wanted kind.
     ///
@@ -93,6 +96,24 @@ impl Connection {
     /// [`ConnectError`] with every host and address that was tried, and why each failed.
     pub async fn open(parameters: &ConnectionParameters) -> Result<Self, ConnectError> {
         open::open(parameters).await
+    }
+
+    /// As [`Connection::open`], with a `search_path` of `pg_catalog` alone, as PostgreSQL's own programs set
+    /// it (`ALWAYS_SECURE_SEARCH_PATH_SQL` in `src/include/common/connect.h`).
+    ///
+    /// Whoever may create functions in a database could otherwise have them called in place of the
+    /// system's, with the rights of the role that connects. For every session in which our own statements
+    /// run in a database of somebody else's; other tables are then named with their schema.
+    ///
+    /// # Errors
+    ///
+    /// As [`Connection::open`].
+    pub async fn open_secured(parameters: &ConnectionParameters) -> Result<Self, ConnectError> {
+        let connection = Self::open(parameters).await?;
+        match connection.simple_query(SECURE_SEARCH_PATH).await {
+            Ok(_) => Ok(connection),
+            Err(error) => Err(ConnectError::of_session(connection.parameters(), &error)),
+        }
     }
 
     /// The server's version as it reports it. PgBouncer's administration console reports its own.

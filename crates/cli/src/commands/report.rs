@@ -89,7 +89,7 @@ pub(crate) async fn run(command: Command, context: &Context) -> Result<ExitStatu
     }
     let parameters = context.connection(args.check.connection())?;
     let health = health::examine(&args.check, context).await?;
-    let connection = Connection::open(&parameters).await?;
+    let connection = Connection::open_secured(&parameters).await?;
     let target = health
         .targets
         .first()

@@ -66,14 +66,15 @@ async fn create_monitor(args: CreateMonitor, context: &Context) -> Result<ExitSt
         password,
     };
     let parameters = context.connection(&args.connection)?;
-    let mut connection = Connection::open(&parameters).await?;
+    let mut connection = Connection::open_secured(&parameters).await?;
     let names = databases(&connection).await?;
+    let exists = role.exists(&connection).await?;
     if args.print {
-        context.printer.data(&role.script(&names));
+        context.printer.data(&role.script(&names, exists));
         return Ok(ExitStatus::SUCCESS);
     }
     context.printer.note(&format!("On {}:", parameters.describe()));
-    for statement in role.statements(&names, false, true) {
+    for statement in role.statements(&names, exists, true) {
         context.printer.note(&format!("  {statement};"));
     }
     if args.confirmation.dry_run {
@@ -109,7 +110,7 @@ async fn create_monitor(args: CreateMonitor, context: &Context) -> Result<ExitSt
         }
         context
             .printer
-            .note(&format!("Try it: pgmahout health -U {}", args.name));
+            .note(&format!("Try it: pgmahout health -U {}", for_shell(&args.name)));
     }
     connection.close().await;
     Ok(ExitStatus::SUCCESS)
@@ -155,4 +156,25 @@ fn random_password() -> Result<Secret, Failure> {
         text
     });
     Ok(Secret::new(text))
+}
+
+/// A word as a shell needs it.
+fn for_shell(word: &str) -> String {
+    let plain = |character: char| character.is_ascii_alphanumeric() || "_-.".contains(character);
+    if !word.is_empty() && word.chars().all(plain) {
+        word.to_owned()
+    } else {
+        format!("'{}'", word.replace('\'', "'\\''"))
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::for_shell;
+
+    #[test]
+    fn odd_names_are_quoted_for_the_shell() {
+        assert_eq!(for_shell("watcher"), "watcher");
+        assert_eq!(for_shell("We\"ird Mon's"), "'We\"ird Mon'\\''s'");
+    }
 }

@@ -69,7 +69,7 @@ struct Answer {
 pub(crate) async fn run(args: Args, context: &Context) -> Result<ExitStatus, Failure> {
     let parameters = context.connection(args.check.connection())?;
     let health = health::examine(&args.check, context).await?;
-    let connection = Connection::open(&parameters).await?;
+    let connection = Connection::open_secured(&parameters).await?;
     let target = health
         .targets
         .first()

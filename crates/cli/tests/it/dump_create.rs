@@ -2,6 +2,7 @@
 //! restore to the same rows.
 
 use std::io::{Read, Write};
+use std::os::unix::fs::PermissionsExt as _;
 use std::path::Path;
 use std::process::Stdio;
 
@@ -294,7 +295,6 @@ async fn the_default_is_one_plain_gzip_file_that_gunzip_and_psql_restore() {
         server.query_text("shop", DIGEST).await
     );
     // Dumps hold everything that the database holds: nobody else may read them.
-    use std::os::unix::fs::PermissionsExt;
     let mode = std::fs::metadata(directory.path().join(&file))
         .expect("it is there")
         .permissions()

@@ -15,6 +15,7 @@ mod dump_verify;
 mod errors;
 mod guide;
 mod health_forms;
+mod health_honest;
 mod health_host;
 mod health_objects;
 mod health_replication;

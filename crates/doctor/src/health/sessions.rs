@@ -86,8 +86,8 @@ impl Opener {
 impl Connect for Opener {
     async fn connect(&self, database: Option<&str>) -> Result<Connection, ConnectFailure> {
         let opened = match database {
-            Some(name) => Connection::open(&self.parameters.with_database(name)).await,
-            None => Connection::open(&self.parameters).await,
+            Some(name) => Connection::open_secured(&self.parameters.with_database(name)).await,
+            None => Connection::open_secured(&self.parameters).await,
         };
         opened.map_err(|error| {
             let message = super::failure::chain(&error);
@@ -299,8 +299,22 @@ impl Lease<'_> {
     ///
     /// [`Failure`]: refused, locked, timed out, broken, or not as `T` expects.
     pub async fn rows<T: DeserializeOwned>(&mut self, sql: &str) -> Result<Vec<T>, Failure> {
-        let question = format!("SELECT row_to_json(answer)::text FROM ({sql}) AS answer");
-        self.execute(&question)
+        self.ask(&as_json(sql)).await
+    }
+
+    /// As [`Lease::rows`], for a question of the user's own: names are looked up as in the user's sessions,
+    /// for this statement alone.
+    ///
+    /// # Errors
+    ///
+    /// As [`Lease::rows`].
+    pub async fn rows_as_user<T: DeserializeOwned>(&mut self, sql: &str) -> Result<Vec<T>, Failure> {
+        self.ask(&format!("SET LOCAL search_path TO DEFAULT; {}", as_json(sql)))
+            .await
+    }
+
+    async fn ask<T: DeserializeOwned>(&mut self, question: &str) -> Result<Vec<T>, Failure> {
+        self.execute(question)
             .await?
             .iter()
             .map(|text| {
@@ -349,6 +363,11 @@ impl Drop for Lease<'_> {
             _ => state.open -= 1,
         }
     }
+}
+
+/// A question whose answer is one JSON object for each row.
+fn as_json(sql: &str) -> String {
+    format!("SELECT pg_catalog.row_to_json(answer)::pg_catalog.text FROM ({sql}) AS answer")
 }
 
 /// The first column of each row, as text.

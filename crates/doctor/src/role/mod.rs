@@ -105,6 +105,10 @@ impl MonitorRole {
                 quote_identifier(database)
             ));
         }
+        // In the database connected to: before 16 pg_monitor may not ask where the log is.
+        statements.push(format!(
+            "GRANT EXECUTE ON FUNCTION pg_catalog.pg_current_logfile() TO {role}"
+        ));
         for (name, value) in [
             ("default_transaction_read_only", "on"),
             ("statement_timeout", "'30s'"),
@@ -117,11 +121,11 @@ impl MonitorRole {
     }
 
     /// The statements as a script for psql.
-    pub fn script(&self, databases: &[String]) -> String {
+    pub fn script(&self, databases: &[String], exists: bool) -> String {
         let mut script = String::from(
             "-- Makes the role that pgmahout monitors as. Run as a superuser on the primary.\nBEGIN;\n",
         );
-        for statement in self.statements(databases, false, true) {
+        for statement in self.statements(databases, exists, true) {
             let _ = writeln!(script, "{statement};");
         }
         script.push_str("COMMIT;\n");
@@ -135,12 +139,12 @@ impl MonitorRole {
         script
     }
 
-    /// Makes the role, or brings an existing one up to date, in one transaction.
+    /// Whether a role of the name exists already.
     ///
     /// # Errors
     ///
-    /// When the server is a standby, the role exists and is too powerful, or the server refuses.
-    pub async fn create(&self, connection: &mut Connection) -> Result<Made, RoleError> {
+    /// When the server is a standby, or the role is there and could do more than a monitoring role should.
+    pub async fn exists(&self, connection: &Connection) -> Result<bool, RoleError> {
         let server = |action| move |source| RoleError::Server { action, source };
         let standby: bool = connection
             .query_one("SELECT pg_catalog.pg_is_in_recovery()", &[])
@@ -157,23 +161,33 @@ impl MonitorRole {
             )
             .await
             .map_err(server("look for the role"))?;
-        if let Some(row) = &existing {
-            let powers: Vec<&str> = ["a superuser", "allowed to create roles", "allowed to replicate"]
-                .into_iter()
-                .enumerate()
-                .filter(|(column, _)| row.get::<_, bool>(*column))
-                .map(|(_, what)| what)
-                .collect();
-            if !powers.is_empty() {
-                return Err(RoleError::TooPowerful {
-                    name: self.name.clone(),
-                    what: powers.join(" and "),
-                });
-            }
+        let Some(row) = existing else { return Ok(false) };
+        let powers: Vec<&str> = ["a superuser", "allowed to create roles", "allowed to replicate"]
+            .into_iter()
+            .enumerate()
+            .filter(|(column, _)| row.get::<_, bool>(*column))
+            .map(|(_, what)| what)
+            .collect();
+        if powers.is_empty() {
+            return Ok(true);
         }
+        Err(RoleError::TooPowerful {
+            name: self.name.clone(),
+            what: powers.join(" and "),
+        })
+    }
+
+    /// Makes the role, or brings an existing one up to date, in one transaction.
+    ///
+    /// # Errors
+    ///
+    /// When the server is a standby, the role exists and is too powerful, or the server refuses.
+    pub async fn create(&self, connection: &mut Connection) -> Result<Made, RoleError> {
+        let server = |action| move |source| RoleError::Server { action, source };
+        let existed = self.exists(connection).await?;
         let databases = databases(connection).await?;
         let user = connection.parameters().user.clone();
-        let statements = self.statements(&databases, existing.is_some(), false);
+        let statements = self.statements(&databases, existed, false);
         let transaction = connection
             .transaction()
             .await
@@ -198,10 +212,7 @@ impl MonitorRole {
             .commit()
             .await
             .map_err(server("commit the monitoring role"))?;
-        Ok(Made {
-            existed: existing.is_some(),
-            databases,
-        })
+        Ok(Made { existed, databases })
     }
 }
 
@@ -263,7 +274,7 @@ mod tests {
 
     #[test]
     fn names_are_quoted() {
-        let text = role(None).script(&["my \"db\"".into()]);
+        let text = role(None).script(&["my \"db\"".into()], false);
         assert!(text.contains("CREATE ROLE \"od\"\"d\""), "{text}");
         assert!(text.contains("ON DATABASE \"my \"\"db\"\"\""), "{text}");
     }

@@ -5,12 +5,16 @@
 //! "amcheck"). They take no lock stronger than ACCESS SHARE. Done in this session, because the budget then
 //! ends at a statement, and what was checked is known exactly.
 
-use std::time::Instant;
+use std::time::{Duration, Instant};
 
 use pgmahout_postgres::connection::Connection;
+use tokio_postgres::error::SqlState;
 
 use super::{Part, VerifyOptions, failed};
 use crate::health::{Finding, Measure, Rows};
+
+/// How long a relation's lock is waited for: its turn passes, the others' comes.
+const LOCK_TIMEOUT: Duration = Duration::from_secs(1);
 
 /// A relation to check.
 struct Relation {
@@ -34,14 +38,19 @@ pub(super) async fn check(connection: &Connection, options: &VerifyOptions, writ
     };
     let begun = Instant::now();
     let mut damage = Rows::new(["relation", "finding"]);
-    let (mut tables, mut indexes, mut unfinished) = (0_usize, 0_usize, 0_usize);
+    let mut left_out = Rows::new(["relation", "why it was not checked"]);
+    let (mut tables, mut indexes) = (0_usize, 0_usize);
     for relation in &relations {
         let left = options.amcheck_budget.saturating_sub(begun.elapsed());
         if left.is_zero() {
-            unfinished += 1;
+            left_out.push([relation.name.clone(), "no time was left".to_owned()]);
             continue;
         }
-        let limit = format!("SET statement_timeout = {}", left.as_millis().max(1));
+        let limit = format!(
+            "SET statement_timeout = {}; SET lock_timeout = {}",
+            left.as_millis().max(1),
+            LOCK_TIMEOUT.as_millis()
+        );
         if let Err(error) = connection.batch_execute(&limit).await {
             return failed("limit the time of amcheck", &error);
         }
@@ -63,28 +72,41 @@ pub(super) async fn check(connection: &Connection, options: &VerifyOptions, writ
                 }
                 if relation.index { indexes += 1 } else { tables += 1 }
             }
-            Err(error) => match error.as_db_error() {
-                Some(answer) if *answer.code() == tokio_postgres::error::SqlState::QUERY_CANCELED => {
-                    unfinished += 1;
+            Err(error) => {
+                let Some(answer) = error.as_db_error() else {
+                    return failed("run amcheck", &error);
+                };
+                match *answer.code() {
+                    SqlState::DATA_CORRUPTED | SqlState::INDEX_CORRUPTED => {
+                        damage.push([relation.name.clone(), answer.message().to_owned()]);
+                    }
+                    // Dropped since it was listed: nothing to check any more.
+                    SqlState::UNDEFINED_TABLE | SqlState::UNDEFINED_OBJECT => {}
+                    SqlState::INSUFFICIENT_PRIVILEGE => {
+                        reset(connection).await;
+                        return Part::Found(Finding::unknown(
+                            format!("this role may not run amcheck's functions: {}", answer.message()),
+                            Some(format!(
+                                "GRANT EXECUTE ON ALL FUNCTIONS IN SCHEMA {schema} TO {}",
+                                connection.parameters().user
+                            )),
+                        ));
+                    }
+                    SqlState::QUERY_CANCELED => {
+                        left_out.push([relation.name.clone(), "no time was left".to_owned()]);
+                    }
+                    SqlState::LOCK_NOT_AVAILABLE => {
+                        left_out.push([
+                            relation.name.clone(),
+                            "somebody holds an exclusive lock on it".to_owned(),
+                        ]);
+                    }
+                    _ => left_out.push([relation.name.clone(), answer.message().to_owned()]),
                 }
-                // Dropped since it was listed: nothing to check any more.
-                Some(answer) if *answer.code() == tokio_postgres::error::SqlState::UNDEFINED_TABLE => {}
-                Some(answer) if *answer.code() == tokio_postgres::error::SqlState::INSUFFICIENT_PRIVILEGE => {
-                    let _ = connection.batch_execute("RESET statement_timeout").await;
-                    return Part::Found(Finding::unknown(
-                        format!("this role may not run amcheck's functions: {}", answer.message()),
-                        Some(format!(
-                            "GRANT EXECUTE ON ALL FUNCTIONS IN SCHEMA {schema} TO {}",
-                            connection.parameters().user
-                        )),
-                    ));
-                }
-                Some(answer) => damage.push([relation.name.clone(), answer.message().to_owned()]),
-                None => return failed("run amcheck", &error),
-            },
+            }
         }
     }
-    let _ = connection.batch_execute("RESET statement_timeout").await;
+    reset(connection).await;
     let took = Measure::seconds(begun.elapsed().as_secs_f64());
     if !damage.is_empty() {
         return Part::Found(
@@ -94,16 +116,29 @@ pub(super) async fn check(connection: &Connection, options: &VerifyOptions, writ
                 .hint("stop writing, copy the data directory before anything else, then restore from a sound backup"),
         );
     }
-    let rest = match unfinished {
-        0 => String::new(),
-        left => format!("; {left} relations were left for want of time"),
-    };
+    let checked = format!("{tables} tables and {indexes} indexes are consistent");
+    if left_out.is_empty() {
+        return Part::Found(Finding::ok(checked).measured(took));
+    }
+    let rest = format!("{checked}; {} relations were not checked", left_out.total);
+    // A sample is whatever the budget allows; what was asked for by name must have been checked.
+    if options.tables.is_empty() && tables > 0 {
+        return Part::Found(Finding::ok(rest).measured(took).rows(left_out));
+    }
     Part::Found(
-        Finding::ok(format!(
-            "{tables} tables and {indexes} indexes are consistent{rest}"
-        ))
-        .measured(took),
+        Finding::unknown(rest, None)
+            .measured(took)
+            .rows(left_out)
+            .hint("give it more time (--amcheck-budget 10min), and see who holds locks: pgmahout health --only 'locks.*,connections.*'"),
     )
+}
+
+/// Takes the limits of the checks back.
+async fn reset(connection: &Connection) {
+    // A session that fails even this fails its next statement too, and says why.
+    let _ = connection
+        .batch_execute("RESET statement_timeout; RESET lock_timeout")
+        .await;
 }
 
 /// The schema of the extension, which is made for the while where it is not there.

@@ -62,7 +62,7 @@ pub(super) async fn write_and_read(connection: &Connection) -> Part {
         Err(error) => return failed("write a row", &error),
     };
     let took = begun.elapsed().as_secs_f64();
-    let reader = match Connection::open(connection.parameters()).await {
+    let reader = match Connection::open_secured(connection.parameters()).await {
         Ok(reader) => reader,
         Err(error) => {
             return Part::Found(Finding::crit(format!(

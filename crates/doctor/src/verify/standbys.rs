@@ -101,7 +101,7 @@ pub(super) async fn follow(connection: &Connection, options: &VerifyOptions) -> 
 
 async fn shows_row(standby: &ConnectionParameters, patience: Duration) -> Result<Duration, String> {
     let begun = Instant::now();
-    let session = Connection::open(standby)
+    let session = Connection::open_secured(standby)
         .await
         .map_err(|error| format!("cannot be reached: {error}"))?;
     let answer = loop {

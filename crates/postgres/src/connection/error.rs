@@ -172,6 +172,19 @@ impl ConnectError {
         }
     }
 
+    /// A session that opened and then could not be made safe to use.
+    pub(super) fn of_session(parameters: &ConnectionParameters, error: &tokio_postgres::Error) -> Self {
+        let answer = error.as_db_error();
+        let text = answer.map_or_else(|| error.to_string(), |answer| answer.message().to_owned());
+        Self {
+            target: parameters.describe(),
+            kind: ConnectErrorKind::Other,
+            sqlstate: answer.map(|answer| answer.code().code().to_owned()),
+            hint: Some("see the server's log for why the session could not be used".to_owned()),
+            attempts: Some(Box::new(AttemptError { text, next: None })),
+        }
+    }
+
     /// What kind of failure it was.
     pub fn kind(&self) -> ConnectErrorKind {
         self.kind

@@ -177,7 +177,7 @@ pub struct CopyOutcome {
 /// # Errors
 /// When one cannot be reached, or the copy cannot be made.
 pub async fn plan(request: CopyRequest) -> Result<CopyPlan, RestoreError> {
-    let from = Connection::open(&request.from).await?;
+    let from = Connection::open_secured(&request.from).await?;
     let source_version = from.server_version();
     let source = counts::look(&from).await?;
     for mask in &request.masks {
@@ -204,7 +204,7 @@ pub async fn plan(request: CopyRequest) -> Result<CopyPlan, RestoreError> {
     }
     let name = &request.to.database;
     let target = if fresh::exists(&administration, name).await? {
-        let connection = Connection::open(&request.to).await?;
+        let connection = Connection::open_secured(&request.to).await?;
         let facts = counts::look(&connection).await?;
         connection.close().await;
         Some(facts)

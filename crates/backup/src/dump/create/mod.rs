@@ -321,7 +321,7 @@ async fn all(workshop: &Workshop<'_>, connection: Connection, names: &Names) -> 
     let mut errors: Vec<(String, String)> = Vec::new();
     for database in &databases {
         let outcome = async {
-            let connection = Connection::open(&parameters.with_database(database)).await?;
+            let connection = Connection::open_secured(&parameters.with_database(database)).await?;
             let session = begin(workshop, connection, &request.options).await?;
             let name = names.member(&file_name_part(database));
             let made = workshop.make(&session, &name, &request.options, false).await;

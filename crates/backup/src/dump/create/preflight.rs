@@ -71,7 +71,7 @@ pub(super) fn validate(request: &CreateRequest) -> Result<(), DumpError> {
 /// are known before the server was asked.
 pub(super) async fn check(request: &CreateRequest, names: &[String]) -> Result<Ready, DumpError> {
     let mut problems = place_problems(request, names).await;
-    let connection = match Connection::open(&request.connection).await {
+    let connection = match Connection::open_secured(&request.connection).await {
         Ok(connection) => Some(connection),
         Err(error) => {
             problems.push(explain(request, &error).await);
@@ -133,7 +133,8 @@ async fn explain(request: &CreateRequest, error: &ConnectError) -> Problem {
     }
     let wanted = &request.connection.database;
     for database in ["postgres", "template1"] {
-        let Ok(connection) = Connection::open(&request.connection.with_database(database)).await else {
+        let Ok(connection) = Connection::open_secured(&request.connection.with_database(database)).await
+        else {
             continue;
         };
         let rows = connection

@@ -93,7 +93,7 @@ impl Session {
 
     /// A second session that sees the same snapshot.
     pub(super) async fn companion(&self) -> Result<Connection, DumpError> {
-        let connection = Connection::open(&self.parameters()).await?;
+        let connection = Connection::open_secured(&self.parameters()).await?;
         let sql = |source| DumpError::Sql {
             doing: "take up the snapshot",
             source,

@@ -27,7 +27,7 @@ pub(crate) async fn load(
     let adds = shared.request.selection.data_only || shared.section().tables_created == 0;
     let mut expected = counts::expected(shared.section(), &shared.request.selection);
     if adds && !shared.one_transaction() {
-        let connection = Connection::open(target).await?;
+        let connection = Connection::open_secured(target).await?;
         for row in counts::count(&connection, &expected).await? {
             if let Some(rows) = expected.get_mut(&row.table) {
                 *rows += row.found.unwrap_or(0);
@@ -43,7 +43,7 @@ pub(crate) async fn load(
             return Ok(counts);
         }
     }
-    let connection = Connection::open(target).await?;
+    let connection = Connection::open_secured(target).await?;
     let found = counts::count(&connection, &expected).await?;
     connection.close().await;
     if found.iter().all(CountRow::matches) {

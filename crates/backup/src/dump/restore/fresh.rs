@@ -48,9 +48,9 @@ pub(crate) async fn administration(
     } else {
         "postgres"
     };
-    match Connection::open(&parameters.with_database(first)).await {
+    match Connection::open_secured(&parameters.with_database(first)).await {
         Ok(connection) => Ok(connection),
-        Err(error) => match Connection::open(&parameters.with_database("template1")).await {
+        Err(error) => match Connection::open_secured(&parameters.with_database("template1")).await {
             Ok(connection) => Ok(connection),
             Err(_) => Err(error.into()),
         },

@@ -229,7 +229,7 @@ struct Surroundings {
 async fn surroundings(shared: &Shared) -> Result<Surroundings, RestoreError> {
     let administration = fresh::administration(&shared.request.target, shared.name()).await?;
     let target = if fresh::exists(&administration, shared.name()).await? {
-        let connection = Connection::open(&shared.request.target).await?;
+        let connection = Connection::open_secured(&shared.request.target).await?;
         let facts = counts::look(&connection).await?;
         connection.close().await;
         Some(facts)

@@ -40,7 +40,7 @@ pub(crate) async fn run(command: Command, context: &Context) -> Result<ExitStatu
         Command::Expire(args) => expire::run(args, context).await,
         Command::Restore(args) => restore::run(*args, context).await,
         Command::Copy(args) => copy::run(args, context).await,
-        Command::Verify(args) => verify::run(args, context).await,
+        Command::Verify(args) => Box::pin(verify::run(args, context)).await,
     }
 }
 

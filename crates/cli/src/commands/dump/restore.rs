@@ -477,7 +477,7 @@ pub(crate) async fn run(args: Args, context: &Context) -> Result<ExitStatus, Fai
 /// The target's major version, 0 where it cannot be asked: the preflight says why.
 async fn major(target: &ConnectionParameters) -> u32 {
     for database in [target.database.as_str(), "postgres", "template1"] {
-        if let Ok(connection) = Connection::open(&target.with_database(database)).await {
+        if let Ok(connection) = Connection::open_secured(&target.with_database(database)).await {
             let major = connection.server_version().major();
             connection.close().await;
             return major;

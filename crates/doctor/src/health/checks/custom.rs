@@ -201,7 +201,12 @@ impl Custom {
         thresholds: Option<Thresholds>,
     ) -> Result<Finding, Failure> {
         let query = bare(query);
-        let answer: Vec<Map<String, Value>> = context.sessions().lease(database).await?.rows(query).await?;
+        let answer: Vec<Map<String, Value>> = context
+            .sessions()
+            .lease(database)
+            .await?
+            .rows_as_user(query)
+            .await?;
         let value = answer.first().and_then(|row| row.values().next());
         let Some(value) = value else {
             return Ok(Finding::unknown("the query gave no row", None));
@@ -223,7 +228,14 @@ impl Custom {
         let evidence = format!("{} = {measure}", columns.first().map_or("value", String::as_str));
         let finding = Finding::judged(measure, thresholds, evidence);
         let answer = match rows {
-            Some(rows) => context.sessions().lease(database).await?.rows(bare(rows)).await?,
+            Some(rows) => {
+                context
+                    .sessions()
+                    .lease(database)
+                    .await?
+                    .rows_as_user(bare(rows))
+                    .await?
+            }
             None if answer.len() > 1 || columns.len() > 1 => answer,
             None => return Ok(finding),
         };
@@ -325,7 +337,7 @@ async fn tables(
     }
     let mut lease = context.sessions().lease(database).await?;
     let tables: Vec<Table> = lease
-        .rows(&format!(
+        .rows_as_user(&format!(
             "SELECT name, to_regclass(name)::text AS quoted FROM unnest(ARRAY[{}]::text[]) AS name",
             list.join(", ")
         ))
@@ -336,7 +348,7 @@ async fn tables(
             None => missing.push(table.name),
             Some(quoted) if not_empty => {
                 let answer: Vec<Filled> = lease
-                    .rows(&format!("SELECT EXISTS (SELECT FROM {quoted}) AS filled"))
+                    .rows_as_user(&format!("SELECT EXISTS (SELECT FROM {quoted}) AS filled"))
                     .await?;
                 if !answer.first().is_some_and(|answer| answer.filled) {
                     missing.push(format!("{} (empty)", table.name));

@@ -7,7 +7,7 @@ use async_trait::async_trait;
 use serde::Deserialize;
 
 use super::locality;
-use crate::health::{Check, Context, Failure, Finding, Limit, Measure, Rows, Unit, Verdict};
+use crate::health::{Check, Context, Failure, Finding, Limit, Measure, Rows, Status, Unit, Verdict};
 
 /// The checks of this file.
 pub fn checks() -> Vec<Box<dyn Check>> {
@@ -133,10 +133,7 @@ fn judge(context: &Context, places: &[(String, PathBuf)]) -> Verdict {
                 }
                 seen.insert(name, space);
             }
-            // pg_wal lies within a directory that only the server's user may enter; unless it is a link it
-            // is on the data directory's own file system.
-            Err(_) if name == "pg_wal" => {}
-            Err(reason) => hidden.push(reason),
+            Err(reason) => hidden.push(format!("{name} ({reason})")),
         }
     }
     let Some((share, name, space)) = worst else {
@@ -162,10 +159,19 @@ fn judge(context: &Context, places: &[(String, PathBuf)]) -> Verdict {
             format!("; not visible: {}", hidden.join("; "))
         }
     );
-    let finding = Finding::judged(Measure::ratio(share), context.limit("disk.used"), evidence)
-        .rows(rows)
-        .hint("find what fills it: pgmahout health --only 'wal.*,replication.slots,disk.*'; never delete files in pg_wal");
-    finding.into()
+    let finding = Finding::judged(Measure::ratio(share), context.limit("disk.used"), evidence).rows(rows);
+    if finding.status == Status::Ok && !hidden.is_empty() {
+        // What is seen is well; what is not may be full.
+        let mut unknown = Finding::unknown(finding.evidence.clone(), None)
+            .hint("pg_wal or a tablespace may be on another disk: run as the server's operating system user or root");
+        unknown.measure = finding.measure;
+        unknown.thresholds = finding.thresholds;
+        unknown.rows = finding.rows;
+        return unknown.into();
+    }
+    finding
+        .hint("find what fills it: pgmahout health --only 'wal.*,replication.slots,disk.*'; never delete files in pg_wal")
+        .into()
 }
 
 fn bytes(number: u64) -> i64 {

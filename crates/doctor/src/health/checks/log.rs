@@ -61,6 +61,11 @@ impl Check for LogErrors {
         LIMITS
     }
 
+    fn grant(&self) -> &str {
+        // pg_monitor may call it only since 16.
+        "GRANT EXECUTE ON FUNCTION pg_catalog.pg_current_logfile() TO {role}"
+    }
+
     async fn run(&self, context: &Context) -> Result<Verdict, Failure> {
         if !locality::is_local(context)? {
             return Ok(Verdict::not_applicable("the server's log is on another host"));

@@ -160,6 +160,14 @@ fn judged(
     let left = (end(worst) as f64 - worst.last_value.unwrap_or(worst.start) as f64).abs()
         / (worst.increment as f64).abs().max(1.0);
     let hint = match (&worst.column, worst.column_type.as_deref()) {
+        _ if worst.ends_by_itself && worst.ends_with_its_type => format!(
+            "in {database}: ALTER SEQUENCE {} AS bigint; its own type ends first",
+            worst.name
+        ),
+        _ if worst.ends_by_itself => format!(
+            "in {database}: ALTER SEQUENCE {} NO MAXVALUE NO MINVALUE, or give it a wider range; its own ends first",
+            worst.name
+        ),
         (Some(column), Some(kind @ ("integer" | "smallint"))) => format!(
             "in {database}, before it ends: change {column} from {kind} to bigint (ALTER TABLE ... ALTER COLUMN ... \
              TYPE bigint rewrites the table under an exclusive lock; for a large one add a bigint column, fill it in \
@@ -218,7 +226,7 @@ fn not_read(
             .collect();
         let grant = if schemas.len() == 1 {
             facts.grant(&format!(
-                "in {database}: GRANT SELECT ON ALL SEQUENCES IN SCHEMA {} TO {{role}}",
+                "GRANT SELECT ON ALL SEQUENCES IN SCHEMA {} TO {{role}}",
                 first.schema
             ))
         } else {
@@ -233,8 +241,9 @@ fn not_read(
                     plural(hidden.len(), "sequence", "sequences"),
                     first.name
                 ),
-                Some(grant),
+                Some(grant.clone()),
             )
+            .hint(format!("in {database}: {grant}"))
             .rows(rows),
         ));
     }

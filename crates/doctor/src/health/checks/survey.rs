@@ -63,7 +63,9 @@ chosen AS (
   UNION
   (SELECT * FROM relation WHERE multixid_age IS NOT NULL ORDER BY multixid_age DESC LIMIT 20)
   UNION
-  (SELECT * FROM relation WHERE dead > current_setting('autovacuum_vacuum_threshold')::bigint
+  (SELECT * FROM relation
+    WHERE dead > least(current_setting('autovacuum_vacuum_threshold')::bigint, DEAD_ROWS)
+       OR (dead > 0 AND reloptions IS NOT NULL)
     ORDER BY dead DESC LIMIT 300))
 SELECT CASE WHEN owner.oid IS NULL THEN format('%I.%I', n.nspname, r.relname)
             ELSE format('%I.%I (TOAST)', owner_schema.nspname, owner.relname) END AS name,
@@ -149,6 +151,15 @@ pub struct Sequence {
     pub cycles: bool,
     /// Whether the role may read it.
     pub readable: bool,
+    /// Whether its own range ends before that of the column or, without one, of int8.
+    #[serde(default)]
+    pub ends_by_itself: bool,
+    /// Whether its own range is that of its type.
+    #[serde(default)]
+    pub ends_with_its_type: bool,
+    /// Whether its row can be read, which tells the value that comes first after a restart.
+    #[serde(default)]
+    selectable: bool,
     /// Whether somebody has locked it against being read.
     #[serde(default)]
     pub locked: bool,
@@ -175,6 +186,14 @@ SELECT s.oid::bigint AS oid, s.narrow, format('%I.%I', s.schema, s.relname) AS n
        greatest(s.seqmin, coalesce(fed.lowest, s.seqmin)) AS lowest,
        least(s.seqmax, coalesce(fed.highest, s.seqmax)) AS highest,
        s.seqcycle AND s.seqmax <= coalesce(fed.highest, s.seqmax) AS cycles,
+       CASE WHEN s.seqincrement > 0 THEN s.seqmax < coalesce(fed.highest, 9223372036854775807)
+            ELSE s.seqmin > coalesce(fed.lowest, -9223372036854775808) END AS ends_by_itself,
+       CASE WHEN s.seqincrement > 0
+            THEN s.seqmax = CASE s.seqtypid WHEN 'int2'::regtype THEN 32767 WHEN 'int4'::regtype THEN 2147483647
+                                            ELSE 9223372036854775807 END
+            ELSE s.seqmin = CASE s.seqtypid WHEN 'int2'::regtype THEN -32768 WHEN 'int4'::regtype THEN -2147483648
+                                            ELSE -9223372036854775808 END END AS ends_with_its_type,
+       has_sequence_privilege(s.oid, 'SELECT') AS selectable,
        has_sequence_privilege(s.oid, 'SELECT, USAGE') AS readable
   FROM (SELECT c.oid, c.relname, n.nspname AS schema, q.*, chosen.narrow
           FROM chosen JOIN pg_sequence q USING (seqrelid)
@@ -321,6 +340,12 @@ async fn look(
     passes: Passes,
 ) -> DatabaseSurvey {
     let turn = Turn::of(context, &database);
+    // From how many dead rows on vacuum.dead_tuples judges a table.
+    let dead_rows = context
+        .limit("vacuum.dead_tuples.rows")
+        .and_then(|limit| limit.warn)
+        .map_or(0, |rows| rows as i64 - 1)
+        .max(0);
     let tables = async || {
         if !passes.tables {
             return Ok(Vec::new());
@@ -331,7 +356,9 @@ async fn look(
             // refuses answers the question all the same.
             let _ = lease.execute("SET stats_fetch_consistency = none").await;
         }
-        lease.rows(TABLES).await
+        lease
+            .rows(&TABLES.replace("DEAD_ROWS", &dead_rows.to_string()))
+            .await
     };
     let indexes = async || {
         if !passes.indexes {
@@ -476,6 +503,27 @@ async fn read_sequences(lease: &mut Lease<'_>, turn: &Turn) -> Result<(Vec<Seque
             if let Some(sequence) = some.iter_mut().find(|sequence| sequence.oid == value.oid) {
                 sequence.locked = value.locked;
                 sequence.last_value = value.last_value;
+            }
+        }
+        // After a restart, and before the first use, there is no last value: the next one stands in the
+        // sequence's own row.
+        let unused: Vec<String> = some
+            .iter()
+            .filter(|sequence| sequence.last_value.is_none() && sequence.selectable && !sequence.locked)
+            .map(|sequence| {
+                format!(
+                    "SELECT {}::bigint AS oid, false AS locked, last_value FROM {}",
+                    sequence.oid, sequence.name
+                )
+            })
+            .collect();
+        if unused.is_empty() {
+            continue;
+        }
+        let values: Vec<SequenceValue> = lease.rows(&unused.join(" UNION ALL ")).await?;
+        for value in values {
+            if let Some(sequence) = some.iter_mut().find(|sequence| sequence.oid == value.oid) {
+                sequence.last_value = value.last_value.filter(|next| *next != sequence.start);
             }
         }
     }
