@@ -33,6 +33,32 @@ pub(super) struct Table {
     pub(super) of_extension: bool,
 }
 
+/// Whether a name without a schema means the table, on the path `$7`: `pg_table_is_visible` for a search path
+/// that is not in force.
+const VISIBLE: &str = "(n.nspname OPERATOR(pg_catalog.=) ANY ($7::name[]) AND NOT EXISTS ( \
+    SELECT FROM pg_catalog.pg_class o JOIN pg_catalog.pg_namespace m ON m.oid OPERATOR(pg_catalog.=) o.relnamespace \
+    WHERE o.relname OPERATOR(pg_catalog.=) c.relname \
+      AND pg_catalog.array_position($7::name[], m.nspname) \
+          OPERATOR(pg_catalog.<) pg_catalog.array_position($7::name[], n.nspname)))";
+
+/// The schemas on the role's usual search path in this database, which our sessions do not use.
+async fn usual_path(client: &Client) -> Result<Vec<String>, Error> {
+    let messages = client
+        .simple_query(
+            "SET LOCAL search_path TO DEFAULT; \
+             SELECT pg_catalog.unnest(pg_catalog.current_schemas(false))::pg_catalog.text AS schema; \
+             SET LOCAL search_path TO pg_catalog",
+        )
+        .await?;
+    Ok(messages
+        .into_iter()
+        .filter_map(|message| match message {
+            tokio_postgres::SimpleQueryMessage::Row(row) => row.get(0).map(str::to_owned),
+            _ => None,
+        })
+        .collect())
+}
+
 /// The ordinary tables that the options select: no partitioned parents, foreign tables or views.
 ///
 /// Whether pg_dump really put a table's rows into the archive is known only afterwards (it leaves out
@@ -48,6 +74,7 @@ pub(super) async fn select(client: &Client, options: &Options) -> Result<Vec<Tab
     let names = |patterns: &[String]| -> Vec<String> {
         patterns.iter().map(|text| Pattern::parse(text).name).collect()
     };
+    let path = usual_path(client).await?;
     let (include_schemas, include_names) = arrays(&options.tables);
     let mut excluded = options.exclude_tables.clone();
     excluded.extend(options.exclude_table_data.iter().cloned());
@@ -57,7 +84,7 @@ pub(super) async fn select(client: &Client, options: &Options) -> Result<Vec<Tab
             "EXISTS (SELECT FROM ROWS FROM (pg_catalog.unnest(${schemas}::text[]), pg_catalog.unnest(${names}::text[])) \
              AS p(schema, name) \
              WHERE c.relname OPERATOR(pg_catalog.~) p.name COLLATE pg_catalog.default \
-               AND CASE WHEN p.schema IS NULL THEN pg_catalog.pg_table_is_visible(c.oid) \
+               AND CASE WHEN p.schema IS NULL THEN {VISIBLE} \
                         ELSE n.nspname OPERATOR(pg_catalog.~) p.schema COLLATE pg_catalog.default END)"
         )
     };
@@ -92,6 +119,7 @@ pub(super) async fn select(client: &Client, options: &Options) -> Result<Vec<Tab
                 &exclude_schemas,
                 &names(&options.schemas),
                 &names(&options.exclude_schemas),
+                &path,
             ],
         )
         .await?;
