@@ -117,6 +117,22 @@ fn the_sample_has_the_checks_that_an_application_with_an_outbox_needs() {
 }
 
 #[test]
+fn one_threshold_is_the_warning_in_every_form() {
+    for form in ["5min", "[5min]", "{warn: 5min}"] {
+        let settings = read(&format!("checks: {{queries.long: {form}}}\n"))
+            .unwrap()
+            .settings;
+        let threshold = &settings.checks.thresholds["queries.long"].value;
+        assert_eq!(
+            (threshold.warn.as_deref(), threshold.crit.as_deref()),
+            (Some("5min"), None),
+            "{form}"
+        );
+    }
+    assert!(errors("checks: {queries.long: []}\n").contains("must be false, or thresholds such as"));
+}
+
+#[test]
 fn an_unknown_key_of_ours_is_an_error_with_its_place_and_the_nearest_key() {
     let text =
         "repository:\n  - name: local\n    type: local\n    path: /srv\n    retension: {keep_last: 3}\n";

@@ -259,7 +259,7 @@ pub(crate) fn read(root: &Section<'_>, problems: &Problems) -> Checks {
     checks
 }
 
-/// `connections.used: false`, `[70%, 85%]`, `70%,85%` or `{warn: 70%, crit: 85%}`.
+/// `connections.used: false`, `[70%, 85%]`, `[70%]` (WARN alone, as `70%`), `70%,85%` or `{warn: 70%, crit: 85%}`.
 fn read_check(checks: &mut Checks, name: &str, value: &Node, problems: &Problems) {
     let wrong = |node: &Node| {
         let message = format!(
@@ -302,6 +302,10 @@ fn read_check(checks: &mut Checks, name: &str, value: &Node, problems: &Problems
             [warn, crit] => Threshold {
                 warn: side(warn),
                 crit: side(crit),
+            },
+            [warn] => Threshold {
+                warn: side(warn),
+                crit: None,
             },
             _ => return wrong(value),
         },
