@@ -41,7 +41,8 @@ use crate::printer::Align;
     pgmahout health --format nagios --interval 1s\n  \
     pgmahout health --format prometheus -o /var/lib/prometheus/node-exporter/pgmahout.prom\n\n\
     Exit status: 0 when nothing is CRIT, 1 when something is (with --strict: when anything is not OK); with \
-    --format nagios 0, 1, 2, 3 as Nagios has it; 2 for bad usage.")]
+    --format nagios 0, 1, 2, 3 as Nagios has it; with --format prometheus 0 whenever the metrics were written, \
+    whatever they say; 2 for bad usage.")]
 pub(crate) struct Args {
     #[command(flatten)]
     check: CheckArgs,
@@ -62,11 +63,11 @@ pub(crate) struct Args {
     #[arg(short, long, value_name = "FILE")]
     output: Option<PathBuf>,
 
-    /// Run again and again, this long apart, and mark what has changed since the start.
-    #[arg(long, value_name = "DURATION", value_parser = duration)]
+    /// Run again and again, this long apart (100ms at least), and mark what has changed since the start.
+    #[arg(long, value_name = "DURATION", value_parser = pause)]
     watch: Option<Duration>,
 
-    /// Exit with 1 for WARN and UNKNOWN too.
+    /// Exit with 1 for WARN and UNKNOWN too (text and JSON).
     #[arg(long)]
     strict: bool,
 }
@@ -158,6 +159,17 @@ fn duration(text: &str) -> Result<Duration, String> {
     Duration::try_from_secs_f64(seconds).map_err(|error| error.to_string())
 }
 
+/// Less than this between two looks would be a load of its own.
+const SHORTEST_PAUSE: Duration = Duration::from_millis(100);
+
+fn pause(text: &str) -> Result<Duration, String> {
+    let pause = duration(text)?;
+    if pause < SHORTEST_PAUSE {
+        return Err("must be at least 100ms".to_owned());
+    }
+    Ok(pause)
+}
+
 /// Everything that is needed to look, once or again and again.
 struct Examination {
     runner: Runner,
@@ -205,6 +217,7 @@ fn selection(args: &CheckArgs, runner: &Runner, context: &Context) -> Result<Sel
     if args.only.is_empty() {
         selection.skip.extend(settings::disabled(context, &ids)?);
     }
+    selection.ensure_any(ids.iter().copied())?;
     Ok(selection)
 }
 
@@ -316,6 +329,7 @@ fn publish(report: &HealthReport, args: &Args, form: Form, context: &Context) ->
 fn exit_status(report: &HealthReport, args: &Args, form: Form) -> ExitStatus {
     ExitStatus(match form {
         Form::Nagios => nagios::exit_status(report),
+        // The collector's job has failed only where there are no metrics; alerts are made of those.
         Form::Prometheus => 0,
         Form::Text | Form::Json => {
             u8::from(report.status == Status::Crit || (args.strict && report.status != Status::Ok))

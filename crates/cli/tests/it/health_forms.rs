@@ -341,6 +341,13 @@ async fn what_cannot_be_meant_is_refused_with_the_nearest_name() {
             "`replication.slots`",
         ),
         (["--skip", "nothing.at.all.like.it"], "no check matches", "--list"),
+        (["--watch", "99ms"], "must be at least 100ms", "--help"),
+        (["--watch", "0s"], "must be at least 100ms", "--help"),
+        (
+            ["--only=locks*", "--skip=locks.*"],
+            "no check is left to run",
+            "--skip",
+        ),
     ] {
         let finished = operator.run(&arguments).await.expect_status(2);
         assert!(
@@ -355,6 +362,25 @@ async fn what_cannot_be_meant_is_refused_with_the_nearest_name() {
         );
         assert!(finished.stdout.is_empty());
     }
+    // Metrics were written: that they are bad ones is for the alerts to say.
+    let metrics = operator.run(&["--format", "prometheus"]).await.expect_status(0);
+    assert!(
+        metrics.stdout.contains("check=\"server.reachable\"} 2\n"),
+        "{}",
+        metrics.stdout
+    );
+    let text = operator.run(&["--all"]).await.expect_status(1);
+    assert!(
+        text.stdout
+            .contains("\nNot looked at:\n  server.role: no session on the server"),
+        "{}",
+        text.stdout
+    );
+    let counts = text.stdout.lines().last().expect("the counts");
+    assert!(
+        counts.contains("1 CRIT; ") && counts.contains(" not looked at; "),
+        "{counts}"
+    );
     // An unreachable server is a result and no error; nothing else is asked.
     let look = operator.look(&[]).await;
     look.answer("server.reachable").is("CRIT", "127.0.0.1", "");
@@ -608,7 +634,7 @@ async fn watching_without_a_terminal_prints_again() {
     let server = Postgres::start(Major::V15).await;
     let operator = Operator::of(&server);
     let running = operator
-        .command(&["--watch", "10ms", "--only", "connections.used", "--all"])
+        .command(&["--watch", "100ms", "--only", "connections.used", "--all"])
         .spawn();
     let question = "SELECT count(*) FROM pg_stat_activity WHERE application_name = 'pgmahout'";
     let mut seen = 0;

@@ -264,3 +264,94 @@ async fn a_standby_answers_every_check_and_a_wrong_role_is_critical(#[case] majo
         .shows("postgres");
     operator.check("replication.conflicts", &[]).await.is_ok();
 }
+
+/// A standby that has paused replay reports nothing more: the last measurement must not pass for the lag.
+#[rstest]
+#[case::pg15(Major::V15)]
+#[case::pg18(Major::V18)]
+#[tokio::test]
+async fn the_primary_does_not_take_an_old_measurement_for_the_lag(#[case] major: Major) {
+    let primary = Postgres::start(major).await;
+    primary.sql("postgres", "CREATE TABLE shop (id int)").await;
+    // It reports what it receives, and then nothing more for an hour.
+    let standby = primary
+        .standby("second")
+        .setting("wal_receiver_status_interval", "3600")
+        .start()
+        .await;
+    write(&primary).await;
+    primary.wait_for_replay(&standby).await;
+    standby.sql("postgres", "SELECT pg_wal_replay_pause()").await;
+    poll::until(PATIENCE, "replay to be paused", async || {
+        standby
+            .query_text("postgres", "SELECT pg_get_wal_replay_pause_state()")
+            .await
+            == "paused"
+    })
+    .await;
+    write(&primary).await;
+    let answer = Operator::of(&primary)
+        .wait_for(
+            "replication.lag_seconds",
+            &["--set", "replication.lag_seconds=3s,1h"],
+            "WARN",
+        )
+        .await;
+    answer.is("WARN", "outstanding by its last report", "on the standby");
+    standby.sql("postgres", "SELECT pg_wal_replay_resume()").await;
+    Operator::of(&primary)
+        .wait_for("replication.lag_seconds", &[], "OK")
+        .await
+        .is_ok();
+}
+
+#[rstest]
+#[case::pg15(Major::V15)]
+#[case::pg18(Major::V18)]
+#[tokio::test]
+async fn a_standby_that_paused_for_its_settings_is_not_told_to_resume(#[case] major: Major) {
+    let primary = Postgres::start(major).await;
+    primary.sql("postgres", "CREATE TABLE shop (id int)").await;
+    let standby = primary.standby("second").start().await;
+    // A transaction, so that the standby has a time to tell.
+    write(&primary).await;
+    primary.wait_for_replay(&standby).await;
+    primary
+        .sql("postgres", "ALTER SYSTEM SET max_locks_per_transaction = 200")
+        .await;
+    primary.restart().await;
+    poll::until(PATIENCE, "the standby to pause", async || {
+        standby
+            .query_text("postgres", "SELECT pg_get_wal_replay_pause_state()")
+            .await
+            == "paused"
+    })
+    .await;
+    write(&primary).await;
+    let answer = Operator::of(&standby)
+        .wait_for("replication.lag_seconds", &LOW, "WARN")
+        .await;
+    answer.is(
+        "WARN",
+        "replay is paused",
+        "'insufficient parameter settings', replay has paused because",
+    );
+    let both = Operator::of_both(&primary, &standby);
+    poll::until(PATIENCE, "the lag", async || {
+        let look = both.look(&[ONLY.as_slice(), &LOW].concat()).await;
+        look.answer_of("replication.lag_seconds", &standby).status() == "WARN"
+    })
+    .await;
+    let look = both.look(&[ONLY.as_slice(), &LOW].concat()).await;
+    let answer = look.answer_of("replication.lag_seconds", &standby);
+    answer.is(
+        "WARN",
+        "replay is paused",
+        "max_locks_per_transaction is 64 here and 200 on",
+    );
+    assert!(
+        !answer.text("hint").contains("pg_wal_replay_resume"),
+        "{}",
+        answer.0
+    );
+}

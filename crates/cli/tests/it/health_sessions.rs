@@ -250,7 +250,10 @@ async fn connections_near_their_limit_are_counted_as_the_server_counts_them(#[ca
     let look = operator.look(&[]).await;
     look.answer("server.reachable")
         .is("CRIT", "too many clients", "connection");
-    assert_eq!(look.skipped("connections.used"), "the server cannot be reached");
+    assert_eq!(
+        look.skipped("connections.used"),
+        "not looked at: no session on the server; see server.reachable"
+    );
 
     drop(clients);
     operator.wait_for("connections.used", &[], "OK").await.is_ok();
@@ -355,4 +358,91 @@ async fn what_happened_since_the_last_run_is_judged_and_what_was_before_is_not(#
     // Counters that were reset in between do not count backwards.
     server.sql("postgres", "SELECT pg_stat_reset()").await;
     operator.look(&only).await.answer("deadlocks").is_ok();
+}
+
+#[rstest]
+#[case::pg15(Major::V15)]
+#[case::pg18(Major::V18)]
+#[tokio::test]
+async fn a_queue_behind_a_prepared_transaction_names_it_and_how_to_decide_it(#[case] major: Major) {
+    let server = Postgres::builder(major)
+        .setting("max_prepared_transactions", "5")
+        .start()
+        .await;
+    server.createdb("other").await;
+    server.sql("other", "CREATE TABLE accounts (id int)").await;
+    let oid = server
+        .query_text("other", "SELECT 'accounts'::regclass::oid::text")
+        .await;
+    server
+        .sql(
+            "other",
+            "BEGIN; LOCK TABLE accounts IN ROW EXCLUSIVE MODE; PREPARE TRANSACTION 'it''s lost'",
+        )
+        .await;
+    // This one is no obstacle to anybody.
+    server
+        .sql(
+            "other",
+            "BEGIN; LOCK TABLE accounts IN ACCESS SHARE MODE; PREPARE TRANSACTION 'harmless'",
+        )
+        .await;
+    let client = server.client("other").await;
+    let statement = "LOCK TABLE accounts IN SHARE MODE";
+    let waiter =
+        tokio::spawn(async move { client.batch_execute(&format!("BEGIN; {statement}; COMMIT")).await });
+    let operator = Operator::of(&server);
+    let waiting = ["--set", "locks.waiting=1ms,1h", "--set", "locks.waiting.share=,"];
+    let answer = operator.wait_for("locks.waiting", &waiting, "WARN").await;
+    answer
+        .is(
+            "WARN",
+            &format!("ShareLock on relation with OID {oid} in database other, held up by prepared transaction it's lost"),
+            "connected to other: ROLLBACK PREPARED 'it''s lost' or COMMIT PREPARED",
+        )
+        .shows("prepared transaction it's lost in other");
+    assert!(!answer.0.to_string().contains("harmless"), "{}", answer.0);
+    assert!(!answer.text("hint").contains("pid IN"), "{}", answer.0);
+    server.sql("other", "ROLLBACK PREPARED 'it''s lost'").await;
+    waiter.await.expect("no panic").expect("the queue moves on");
+    operator.check("locks.waiting", &waiting).await.is_ok();
+}
+
+#[rstest]
+#[case::pg15(Major::V15)]
+#[case::pg18(Major::V18)]
+#[tokio::test]
+async fn a_running_vacuum_holds_no_old_row_versions(#[case] major: Major) {
+    let server = Postgres::start(major).await;
+    server
+        .sql(
+            "postgres",
+            "CREATE TABLE large (filler char(2000)) WITH (autovacuum_enabled = false);
+             INSERT INTO large SELECT 'x' FROM generate_series(1, 4000)",
+        )
+        .await;
+    let client = server.client("postgres").await;
+    let process = process_of(&client).await;
+    let vacuum = tokio::spawn(async move {
+        client
+            .batch_execute("SET vacuum_cost_delay = 100; SET vacuum_cost_limit = 1")
+            .await?;
+        client.batch_execute("VACUUM (FREEZE) large").await
+    });
+    pgmahout_testkit::poll::until(crate::health_run::PATIENCE, "the vacuum to run", async || {
+        let scans = "SELECT count(*) FROM pg_stat_progress_vacuum WHERE heap_blks_scanned > 2";
+        server.query_text("postgres", scans).await == "1"
+    })
+    .await;
+    Operator::of(&server)
+        .check("xmin.horizon", &["--set", "xmin.horizon=1ms,1h"])
+        .await
+        .is_ok();
+    server
+        .sql("postgres", &format!("SELECT pg_cancel_backend({process})"))
+        .await;
+    vacuum
+        .await
+        .expect("no panic")
+        .expect_err("the vacuum was still running");
 }

@@ -16,7 +16,7 @@ pub struct Counts {
     pub crit: usize,
     /// UNKNOWN.
     pub unknown: usize,
-    /// Checks that do not apply; not part of the others.
+    /// Checks that do not apply or could not be looked at; not part of the others.
     pub skipped: usize,
 }
 
@@ -37,7 +37,7 @@ pub struct HealthReport {
     pub targets: Vec<String>,
     /// Every answer, by target and id.
     pub results: Vec<CheckResult>,
-    /// What did not apply, and why.
+    /// What did not apply or could not be looked at, and why.
     pub skipped: Vec<Skipped>,
     /// What went wrong with the run itself, without changing any result.
     pub notes: Vec<String>,

@@ -252,15 +252,25 @@ impl CheckResult {
     }
 }
 
-/// A check that has nothing to say about a target.
+/// A check that has nothing to say about a target, or that could not look at it.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Skipped {
     /// Which check.
     pub id: String,
     /// Which server.
     pub target: String,
-    /// Why it does not apply.
+    /// Why it does not apply, or was not looked at.
     pub reason: String,
+}
+
+impl Skipped {
+    /// The reason of the checks that need a session where there is none.
+    pub const NOT_LOOKED_AT: &str = "not looked at: no session on the server; see server.reachable";
+
+    /// Whether it might well apply and could not be looked at.
+    pub fn was_not_looked_at(&self) -> bool {
+        self.reason == Self::NOT_LOOKED_AT
+    }
 }
 
 #[cfg(test)]

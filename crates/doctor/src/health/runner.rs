@@ -45,7 +45,19 @@ pub struct Member {
     pub in_recovery: bool,
     /// A primary's WAL position, in bytes since 0/0.
     pub lsn: Option<i64>,
+    /// The settings that no standby may have lower than its primary, with their values.
+    pub standby_minimums: Vec<(&'static str, i64)>,
 }
+
+/// Settings that a hot standby needs at least as high as its primary has them (documentation, "Hot Standby",
+/// "Administrator's Overview").
+const STANDBY_MINIMUMS: [&str; 5] = [
+    "max_connections",
+    "max_prepared_transactions",
+    "max_locks_per_transaction",
+    "max_wal_senders",
+    "max_worker_processes",
+];
 
 /// The targets of a run, as far as they have been heard of.
 #[derive(Debug)]
@@ -194,7 +206,7 @@ impl Runner {
         let sessions = Sessions::new(Arc::clone(&target.connect));
         let begin = Instant::now();
         let mut facts = Err(Failure::Connection {
-            message: "the server cannot be reached".to_owned(),
+            message: "none could be opened on the server; see server.reachable".to_owned(),
         });
         let first = async {
             sessions.open_first().await?;
@@ -245,6 +257,10 @@ impl Runner {
                 system_identifier: facts.system_identifier.clone(),
                 in_recovery: facts.in_recovery,
                 lsn: facts.lsn,
+                standby_minimums: STANDBY_MINIMUMS
+                    .into_iter()
+                    .filter_map(|name| Some((name, facts.number(name)?)))
+                    .collect(),
             }),
         );
         if let Ok(facts) = &facts
@@ -304,7 +320,7 @@ impl Runner {
             if check.only_when_asked() && !context.selection.asks_for(id) {
                 skipped.push(skip(id, "runs only when asked for with --only".to_owned()));
             } else if context.facts.is_err() && check.needs_server() {
-                skipped.push(skip(id, "the server cannot be reached".to_owned()));
+                skipped.push(skip(id, Skipped::NOT_LOOKED_AT.to_owned()));
             } else {
                 running.push(ask(check.as_ref(), context, position));
             }

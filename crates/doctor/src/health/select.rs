@@ -4,19 +4,33 @@ use pgmahout_types::diagnostic::{Diagnose, Outcome};
 
 use super::limits::nearest;
 
-/// A pattern that matches no check.
+/// A selection that cannot be meant.
 #[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
-#[error("no check matches `{pattern}`")]
-pub struct SelectionError {
-    pattern: String,
-    nearest: Option<String>,
+pub enum SelectionError {
+    /// A pattern that matches no check.
+    #[error("no check matches `{pattern}`")]
+    NoMatch {
+        /// The pattern.
+        pattern: String,
+        /// The check whose name is nearest.
+        nearest: Option<String>,
+    },
+    /// Every check is left out.
+    #[error("no check is left to run: all that were asked for are left out again")]
+    NothingLeft,
 }
 
 impl Diagnose for SelectionError {
     fn hint(&self) -> Option<String> {
-        Some(match &self.nearest {
-            Some(nearest) => format!("did you mean `{nearest}`?"),
-            None => "list the checks with `pgmahout health --list`".to_owned(),
+        Some(match self {
+            Self::NoMatch {
+                nearest: Some(nearest),
+                ..
+            } => format!("did you mean `{nearest}`?"),
+            Self::NoMatch { nearest: None, .. } => "list the checks with `pgmahout health --list`".to_owned(),
+            Self::NothingLeft => {
+                "leave out fewer with --skip, or in the section `checks` of the configuration".to_owned()
+            }
         })
     }
 
@@ -43,13 +57,26 @@ impl Selection {
     pub fn validate<'a>(&self, ids: impl IntoIterator<Item = &'a str> + Clone) -> Result<(), SelectionError> {
         for pattern in self.only.iter().chain(&self.skip) {
             if !ids.clone().into_iter().any(|id| matches(pattern, id)) {
-                return Err(SelectionError {
+                return Err(SelectionError::NoMatch {
                     pattern: pattern.clone(),
                     nearest: nearest(pattern, ids),
                 });
             }
         }
         Ok(())
+    }
+
+    /// Refuses a selection of none of `ids`: a run without a check must not pass for a healthy server.
+    ///
+    /// # Errors
+    ///
+    /// [`SelectionError::NothingLeft`].
+    pub fn ensure_any<'a>(&self, ids: impl IntoIterator<Item = &'a str>) -> Result<(), SelectionError> {
+        if ids.into_iter().any(|id| self.selects(id)) {
+            Ok(())
+        } else {
+            Err(SelectionError::NothingLeft)
+        }
     }
 
     /// Whether the check runs.
@@ -119,5 +146,10 @@ mod tests {
         assert!(selection.selects("wal.archiving"));
         assert!(!selection.selects("wal.size"));
         assert!(!selection.selects("checksums"));
+        assert_eq!(selection.ensure_any(["wal.archiving", "wal.size"]), Ok(()));
+        assert_eq!(
+            selection.ensure_any(["wal.size", "checksums"]),
+            Err(SelectionError::NothingLeft)
+        );
     }
 }

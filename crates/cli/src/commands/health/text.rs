@@ -28,18 +28,28 @@ pub(crate) fn render(report: &HealthReport, all: bool, printer: &Printer) -> Str
     for result in shown {
         one(&mut text, result, several, width, all, printer);
     }
-    if all && !report.skipped.is_empty() {
-        let _ = writeln!(text, "\n{}", palette.faint("Does not apply:"));
-        for skipped in &report.skipped {
+    for (heading, not_looked_at) in [("Not looked at:", true), ("Does not apply:", false)] {
+        let mut concerned = report
+            .skipped
+            .iter()
+            .filter(|skipped| skipped.was_not_looked_at() == not_looked_at)
+            .peekable();
+        if !all || concerned.peek().is_none() {
+            continue;
+        }
+        let _ = writeln!(text, "\n{}", palette.faint(heading));
+        for skipped in concerned {
             let place = if several {
                 format!("{} ", skipped.target)
             } else {
                 String::new()
             };
+            // The heading says it already.
+            let reason = skipped.reason.trim_start_matches("not looked at: ");
             let _ = writeln!(
                 text,
                 "  {}",
-                palette.faint(&format!("{place}{}: {}", skipped.id, skipped.reason))
+                palette.faint(&format!("{place}{}: {reason}", skipped.id))
             );
         }
     }
@@ -130,7 +140,8 @@ fn table(text: &mut String, rows: &Rows, most: usize, printer: &Printer) {
     }
 }
 
-/// `db1:5432: 1 CRIT, 2 WARN, 31 OK; 14 do not apply; in 84 ms`.
+/// `db1:5432: 1 CRIT, 2 WARN, 31 OK; 14 do not apply; in 84 ms`. What no session could be had for is counted
+/// apart: nobody knows whether it is well.
 pub(super) fn counts(report: &HealthReport, palette: &Palette) -> String {
     let counts = &report.counts;
     let mut parts = Vec::new();
@@ -153,11 +164,22 @@ pub(super) fn counts(report: &HealthReport, palette: &Palette) -> String {
     if parts.is_empty() {
         parts.push("no check ran".to_owned());
     }
-    let skipped = match counts.skipped {
+    let not_looked_at = report
+        .skipped
+        .iter()
+        .filter(|skipped| skipped.was_not_looked_at())
+        .count();
+    let mut skipped = match not_looked_at {
         0 => String::new(),
-        1 => "; 1 does not apply".to_owned(),
-        many => format!("; {many} do not apply"),
+        some => palette.unknown(&format!("; {some} not looked at")),
     };
+    match counts.skipped - not_looked_at {
+        0 => {}
+        1 => skipped.push_str("; 1 does not apply"),
+        many => {
+            let _ = write!(skipped, "; {many} do not apply");
+        }
+    }
     let took = if report.duration_ms > 0.0 {
         format!(
             "; in {}",

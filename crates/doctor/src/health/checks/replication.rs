@@ -1,5 +1,7 @@
 //! Replication as the primary sees it: who streams, and how far behind each is.
 
+use std::time::Duration;
+
 use serde::Deserialize;
 
 use super::{Question, plural};
@@ -26,6 +28,10 @@ const LAG_SECONDS: &[Limit] = &[Limit::above(
 
 /// Less than this behind without a time is a standby that is just being sent something.
 const UNTIMED_BYTES: i64 = 16 * 1024 * 1024;
+
+/// How often, and how long apart, standbys with WAL outstanding are asked for again.
+const SECOND_LOOKS: usize = 5;
+const BETWEEN_LOOKS: Duration = Duration::from_millis(50);
 
 pub(super) fn checks() -> Vec<Question> {
     vec![
@@ -57,7 +63,9 @@ SELECT coalesce(r.application_name, '') AS name, coalesce(host(r.client_addr), '
        coalesce(r.state, '') AS state, coalesce(r.sync_state, '') AS sync_state,
        pg_wal_lsn_diff(CASE WHEN pg_is_in_recovery() THEN pg_last_wal_receive_lsn() ELSE pg_current_wal_lsn() END,
                        r.replay_lsn)::bigint AS behind,
-       extract(epoch FROM r.replay_lag)::float8 AS replay_lag
+       extract(epoch FROM r.replay_lag)::float8 AS replay_lag,
+       extract(epoch FROM clock_timestamp() - r.reply_time)::float8 AS silent,
+       pg_wal_lsn_diff(r.replay_lsn, '0/0')::bigint AS replayed
   FROM pg_stat_replication r
   LEFT JOIN pg_replication_slots s ON s.active_pid = r.pid
  WHERE r.state IS DISTINCT FROM 'backup' AND s.slot_type IS DISTINCT FROM 'logical'
@@ -72,16 +80,45 @@ struct Standby {
     sync_state: String,
     behind: Option<i64>,
     replay_lag: Option<f64>,
+    /// Seconds since it last said anything, by the standby's own clock.
+    silent: Option<f64>,
+    /// Bytes since 0/0 that it says to have replayed.
+    replayed: Option<i64>,
 }
 
 impl Standby {
     /// How far behind in time; none where the primary cannot tell. The primary only measures while WAL
     /// flows and is acknowledged, so no measurement means caught up only where nothing is outstanding
-    /// (documentation of pg_stat_replication).
-    fn seconds(&self) -> Option<f64> {
+    /// (documentation of pg_stat_replication). And a measurement stands still until the next one: where WAL is
+    /// outstanding, the time since then has to be added, and it has stood `still` at least since an earlier run.
+    fn seconds(&self, still: f64) -> Option<f64> {
+        if self.behind == Some(0) {
+            return Some(0.0);
+        }
+        let silent = self.silent.unwrap_or(0.0).max(0.0);
         match (self.behind, self.replay_lag) {
-            (Some(0), _) => Some(0.0),
+            (Some(bytes), None) if bytes >= UNTIMED_BYTES => (still > 0.0).then_some(still),
+            (Some(_), lag) if lag.is_some() || self.silent.is_some() => {
+                Some((lag.unwrap_or(0.0) + silent).max(still))
+            }
             (_, lag) => lag,
+        }
+    }
+
+    /// Whether it has replayed up to this position.
+    fn has_replayed(&self, position: i64) -> bool {
+        self.replayed.is_some_and(|replayed| replayed >= position)
+    }
+
+    /// What the answer rests on, where it may be old.
+    fn last_said(&self) -> String {
+        match (self.behind, self.silent) {
+            (Some(0) | None, _) | (_, None) => String::new(),
+            (Some(bytes), Some(silent)) => format!(
+                "; {} outstanding by its last report, {} ago",
+                Measure::bytes(bytes.max(0)),
+                Measure::seconds(silent.max(0.0))
+            ),
         }
     }
 
@@ -195,30 +232,41 @@ async fn lag_seconds(context: &Context) -> Result<Verdict, Failure> {
     if facts.in_recovery {
         return super::standby::lag_seconds(context, facts).await;
     }
-    let all: Vec<Standby> = context.rows(STANDBYS).await?;
+    let all = settled(context).await?;
     if all.is_empty() {
         return Ok(Verdict::not_applicable("no standby is connected"));
     }
-    let limit = context.limit("replication.lag_seconds");
-    let untimed: Vec<&Standby> = all
+    let still: Vec<f64> = all
         .iter()
-        .filter(|standby| {
-            standby.seconds().is_none() && standby.behind.is_none_or(|bytes| bytes >= UNTIMED_BYTES)
-        })
+        .map(|standby| stands_still(context, facts.now, standby))
         .collect();
-    let worst = all
+    let timed: Vec<(Option<f64>, &Standby)> = all
         .iter()
-        .filter_map(|standby| Some((standby.seconds()?, standby)))
+        .zip(&still)
+        .map(|(standby, still)| (standby.seconds(*still), standby))
+        .collect();
+    let limit = context.limit("replication.lag_seconds");
+    let untimed: Vec<&Standby> = timed
+        .iter()
+        .filter(|(seconds, standby)| {
+            seconds.is_none() && standby.behind.is_none_or(|bytes| bytes >= UNTIMED_BYTES)
+        })
+        .map(|(_, standby)| *standby)
+        .collect();
+    let worst = timed
+        .iter()
+        .filter_map(|(seconds, standby)| Some(((*seconds)?, *standby)))
         .max_by(|left, right| left.0.total_cmp(&right.0));
     let finding = match worst {
         Some((seconds, standby)) => Finding::judged(
             Measure::seconds(seconds),
             limit,
             format!(
-                "the furthest behind of {} is {}, by {}",
+                "the furthest behind of {} is {}, by {}{}",
                 plural(all.len(), "standby", "standbys"),
                 standby.label(),
-                Measure::seconds(seconds)
+                Measure::seconds(seconds),
+                standby.last_said()
             ),
         ),
         None if untimed.is_empty() => Finding::judged(
@@ -247,9 +295,47 @@ async fn lag_seconds(context: &Context) -> Result<Verdict, Failure> {
     Ok(finding.rows(rows_of(&all)).hint(lag_hint()).into())
 }
 
+/// Asks until every standby has replayed up to where the primary was at first, a few times: WAL that is on
+/// its way is no lag.
+async fn settled(context: &Context) -> Result<Vec<Standby>, Failure> {
+    let mut all: Vec<Standby> = context.rows(STANDBYS).await?;
+    let position = |standby: &Standby| Some(standby.replayed? + standby.behind?);
+    let Some(goal) = all.iter().filter_map(position).max() else {
+        return Ok(all);
+    };
+    for _ in 0..SECOND_LOOKS {
+        if all.iter().all(|standby| standby.has_replayed(goal)) {
+            break;
+        }
+        tokio::time::sleep(BETWEEN_LOOKS).await;
+        all = context.rows(STANDBYS).await?;
+    }
+    for standby in &mut all {
+        if standby.has_replayed(goal) {
+            // What was written since the first look is on its way.
+            standby.behind = Some(0);
+        }
+    }
+    Ok(all)
+}
+
+/// For how long, from run to run, a standby with WAL outstanding has said to have replayed the same.
+fn stands_still(context: &Context, now: f64, standby: &Standby) -> f64 {
+    let (Some(1..), Some(replayed)) = (standby.behind, standby.replayed) else {
+        return 0.0;
+    };
+    let key = format!(
+        "replication.lag_seconds {} {} {replayed}",
+        standby.name, standby.client
+    );
+    (now - context.holds_since(&key, now)).max(0.0)
+}
+
 pub(super) fn lag_hint() -> &'static str {
     "on the standby see whether replay is paused (SELECT pg_get_wal_replay_pause_state()), held up by a query \
-     (pg_stat_activity, max_standby_streaming_delay) or short of disk or network"
+     (pg_stat_activity, max_standby_streaming_delay) or short of disk or network. It also pauses by itself where \
+     settings are lower than the primary's (its log: 'insufficient parameter settings'): raise those on it and \
+     restart it; to resume would shut it down"
 }
 
 #[cfg(test)]
@@ -264,14 +350,30 @@ mod tests {
             sync_state: "async".to_owned(),
             behind,
             replay_lag,
+            silent: None,
+            replayed: Some(100),
         }
     }
 
     #[test]
     fn no_measurement_is_no_lag_only_where_nothing_is_outstanding() {
-        assert_eq!(standby(Some(0), None).seconds(), Some(0.0));
-        assert_eq!(standby(Some(5), None).seconds(), None);
-        assert_eq!(standby(Some(5), Some(2.0)).seconds(), Some(2.0));
-        assert_eq!(standby(None, None).seconds(), None);
+        assert_eq!(standby(Some(0), None).seconds(0.0), Some(0.0));
+        assert_eq!(standby(Some(5), None).seconds(0.0), None);
+        assert_eq!(standby(Some(5), Some(2.0)).seconds(0.0), Some(2.0));
+        assert_eq!(standby(None, None).seconds(0.0), None);
+    }
+
+    #[test]
+    fn a_measurement_grows_older_while_wal_is_outstanding() {
+        let silent = |behind, replay_lag| Standby {
+            silent: Some(8.0),
+            ..standby(Some(behind), replay_lag)
+        };
+        assert_eq!(silent(5, Some(0.25)).seconds(0.0), Some(8.25));
+        assert_eq!(silent(5, None).seconds(0.0), Some(8.0));
+        assert_eq!(silent(5, Some(0.25)).seconds(60.0), Some(60.0));
+        assert_eq!(silent(0, Some(0.25)).seconds(0.0), Some(0.0));
+        assert_eq!(silent(UNTIMED_BYTES, None).seconds(0.0), None);
+        assert_eq!(silent(UNTIMED_BYTES, None).seconds(60.0), Some(60.0));
     }
 }

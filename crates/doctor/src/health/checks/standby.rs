@@ -169,8 +169,42 @@ pub(super) async fn lag_bytes(context: &Context, facts: &Facts) -> Result<Verdic
             position.paused()
         ),
     )
-    .hint(lag_hint())
+    .hint(hint(context, facts, &position).await)
     .into())
+}
+
+/// What to do about a standby that lags. One whose settings are lower than the primary's pauses by itself,
+/// and shuts down when replay is resumed (documentation, "Hot Standby", "Administrator's Overview"); it
+/// looks as if somebody had paused it.
+async fn hint(context: &Context, facts: &Facts, position: &Position) -> String {
+    if position.pause == "not paused" {
+        return lag_hint().to_owned();
+    }
+    if let Some(primary) = context.fleet().primary_of(&facts.system_identifier).await {
+        let low: Vec<String> = primary
+            .standby_minimums
+            .iter()
+            .filter_map(|(name, minimum)| {
+                let own = facts.number(name).filter(|own| own < minimum)?;
+                Some(format!(
+                    "{name} is {own} here and {minimum} on {}",
+                    primary.target
+                ))
+            })
+            .collect();
+        if !low.is_empty() {
+            return format!(
+                "replay has paused because settings are lower than the primary's: {}. Raise them on this standby and \
+                 restart it; do not resume replay, which would shut it down",
+                low.join(", ")
+            );
+        }
+    }
+    "look into this server's log before anything else: where it says 'insufficient parameter settings', replay has \
+     paused because the settings named there are lower than the primary's; raise them here and restart, for \
+     pg_wal_replay_resume() would shut this server down. Otherwise somebody has paused it (SELECT \
+     pg_get_wal_replay_pause_state()): ask who, then SELECT pg_wal_replay_resume()"
+        .to_owned()
 }
 
 pub(super) async fn lag_seconds(context: &Context, facts: &Facts) -> Result<Verdict, Failure> {
@@ -206,7 +240,7 @@ pub(super) async fn lag_seconds(context: &Context, facts: &Facts) -> Result<Verd
             format!("{state}, and no transaction was replayed since the start that a time could be taken of"),
             None,
         )
-        .hint(lag_hint())
+        .hint(hint(context, facts, &position).await)
         .into());
     };
     let age = Measure::seconds(age.max(0.0));
@@ -219,9 +253,9 @@ pub(super) async fn lag_seconds(context: &Context, facts: &Facts) -> Result<Verd
         ),
     )
     .hint(if position.is_streaming() {
-        lag_hint()
+        hint(context, facts, &position).await
     } else {
-        "see replication.receiver: nothing is received"
+        "see replication.receiver: nothing is received".to_owned()
     })
     .into())
 }

@@ -28,7 +28,8 @@ pub(super) fn checks() -> Vec<Question> {
 
 /// Sessions, prepared transactions, slots and standbys that hold the horizon (GetOldestNonRemovable-
 /// TransactionId in procarray.c). A standby's feedback without a slot is its walsender's `backend_xmin`.
-/// Neither a slot nor feedback says since when: `seconds` is NULL for them. Plain vacuums do not hold it.
+/// Neither a slot nor feedback says since when: `seconds` is NULL for them. A vacuum that is not FULL is looked
+/// past there (PROC_IN_VACUUM), and so are its parallel workers; pg_stat_progress_vacuum has just those.
 const HOLDERS: &str = concat!(
     "SELECT 'session' AS kind, a.pid::text AS name, coalesce(a.usename::text, '') AS role,
             coalesce(a.datname::text, '') AS database,
@@ -36,7 +37,10 @@ const HOLDERS: &str = concat!(
             greatest(age(a.backend_xmin), age(a.backend_xid))::bigint AS ids,
             coalesce(a.backend_xmin, a.backend_xid)::text AS xmin
        FROM (SELECT * FROM pg_stat_activity
-              WHERE backend_type NOT IN ('walsender', 'autovacuum worker') AND NOT ",
+              WHERE backend_type NOT IN ('walsender', 'autovacuum worker')
+                AND NOT EXISTS (SELECT FROM pg_stat_progress_vacuum v
+                                 WHERE v.pid IN (pg_stat_activity.pid, pg_stat_activity.leader_pid))
+                AND NOT ",
     our_session!(),
     ") a
       WHERE a.backend_xmin IS NOT NULL OR a.backend_xid IS NOT NULL

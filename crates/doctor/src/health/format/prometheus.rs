@@ -46,7 +46,11 @@ pub fn metrics(report: &HealthReport) -> String {
         }
     }
     let name = "pgmahout_health_skipped";
-    head(&mut text, name, "Checks that do not apply to a target.");
+    head(
+        &mut text,
+        name,
+        "Checks that do not apply to a target, or had no session to look at it.",
+    );
     for target in &report.targets {
         let count = report
             .skipped
