@@ -23,7 +23,13 @@ async fn invalid_indexes_are_found_in_every_database_but_not_while_they_are_buil
         )
         .await;
     let operator = Operator::of(&server);
-    operator.check("indexes.invalid", &[]).await.is_ok();
+    let answer = operator.check("indexes.invalid", &[]).await;
+    answer.is_ok();
+    assert_eq!(
+        answer.evidence(),
+        "every index of 2 databases is valid; not looked into, being templates or closed to everybody: template0, \
+         template1"
+    );
 
     let client = server.client(database).await;
     client
@@ -257,9 +263,35 @@ async fn old_transaction_ids_are_measured_in_every_database_and_gone_when_frozen
     server
         .sql("postgres", "ALTER DATABASE template0 ALLOW_CONNECTIONS true")
         .await;
+    server
+        .sql("postgres", "CREATE DATABASE \"Closed\" TEMPLATE template0")
+        .await;
     for database in ["postgres", "template1", "template0"] {
         server.sql(database, "VACUUM (FREEZE)").await;
     }
+    // The worst is one that nobody can enter: no table of another database is blamed for it.
+    server
+        .sql("postgres", "ALTER DATABASE \"Closed\" ALLOW_CONNECTIONS false")
+        .await;
+    let answer = operator.check("vacuum.xid_age", &low).await;
+    answer.is(
+        "WARN",
+        "database Closed is",
+        "ALTER DATABASE \"Closed\" ALLOW_CONNECTIONS true",
+    );
+    assert!(answer.0["rows"].is_null(), "{}", answer.0);
+    server
+        .sql(
+            "postgres",
+            "ALTER DATABASE \"Closed\" ALLOW_CONNECTIONS true; ALTER DATABASE \"Closed\" IS_TEMPLATE true",
+        )
+        .await;
+    operator.check("vacuum.xid_age", &low).await.is(
+        "WARN",
+        "database Closed is",
+        "connected to Closed: VACUUM (FREEZE) (it is a template",
+    );
+    server.sql("Closed", "VACUUM (FREEZE)").await;
     operator.check("vacuum.xid_age", &low).await.is_ok();
 }
 
@@ -298,7 +330,22 @@ async fn settings_that_risk_data_or_wait_for_a_restart_are_named(#[case] major: 
         .wait_for("settings.pending_restart", &[], "WARN")
         .await
         .is("WARN", "max_connections", "plan a restart")
-        .shows("100");
+        .shows("100")
+        .shows("55")
+        .shows("postgresql.auto.conf:");
+    // Who may not read the files is told no wrong place.
+    server
+        .sql(
+            "postgres",
+            "CREATE ROLE monitor LOGIN; GRANT pg_monitor, pg_read_all_settings TO monitor",
+        )
+        .await;
+    Operator::with_role(&server, "monitor")
+        .check("settings.pending_restart", &[])
+        .await
+        .is("WARN", "max_connections", "plan a restart")
+        .shows("only superusers see it")
+        .shows("postgresql.auto.conf, postgresql.conf or a file that it includes");
 
     server.sql("postgres", "ALTER SYSTEM RESET fsync").await;
     server.reload().await;

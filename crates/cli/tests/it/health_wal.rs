@@ -138,7 +138,12 @@ async fn a_slot_that_nobody_reads_is_seen_by_the_wal_it_keeps_and_by_losing_it(#
     write_wal(&server, 2).await;
     server.sql("postgres", "CHECKPOINT").await;
     let answer = operator.wait_for("replication.slots", &keeps, "CRIT").await;
-    answer.is("CRIT", "slot gone is lost", "pg_drop_replication_slot");
+    answer.is(
+        "CRIT",
+        "slot gone is lost",
+        "SELECT pg_drop_replication_slot('gone'), and build its consumer anew",
+    );
+    assert!(!answer.text("hint").contains("bring"), "{}", answer.0);
     server
         .sql("postgres", "SELECT pg_drop_replication_slot('gone')")
         .await;

@@ -37,8 +37,16 @@ async fn invalid(context: &Context) -> Result<Verdict, Failure> {
         .collect();
     let building = all.iter().filter(|(_, index)| index.in_progress).count();
     let broken: Vec<_> = all.into_iter().filter(|(_, index)| !index.in_progress).collect();
+    let looked_into = survey
+        .databases
+        .iter()
+        .filter(|database| database.indexes.is_ok())
+        .count();
     let mut evidence = match broken.first() {
-        None => "every index is valid".to_owned(),
+        None => format!(
+            "every index of {} is valid",
+            plural(looked_into, "database", "databases")
+        ),
         Some((database, first)) => format!(
             "{} not valid, {} on {} in {database} among them",
             plural(broken.len(), "index is", "indexes are"),
@@ -50,6 +58,18 @@ async fn invalid(context: &Context) -> Result<Verdict, Failure> {
         evidence = format!(
             "{evidence}; {} being built or dropped now",
             plural(building, "index is", "indexes are")
+        );
+    }
+    let left_out: Vec<&str> = facts
+        .databases
+        .iter()
+        .filter(|database| !database.is_looked_into())
+        .map(|database| database.name.as_str())
+        .collect();
+    if !left_out.is_empty() {
+        evidence = format!(
+            "{evidence}; not looked into, being templates or closed to everybody: {}",
+            left_out.join(", ")
         );
     }
     let hint = match broken.first() {

@@ -1,6 +1,9 @@
 //! Settings: those that risk data, and those that wait for a restart.
 
+use std::collections::HashMap;
 use std::future::ready;
+
+use serde::Deserialize;
 
 use super::{Question, plural};
 use crate::health::check::Verdict;
@@ -31,7 +34,7 @@ pub(super) fn checks() -> Vec<Question> {
             "settings.pending_restart",
             "changed settings that wait for a restart",
             PENDING,
-            |context| Box::pin(ready(pending_restart(context))),
+            |context| Box::pin(pending_restart(context)),
         )
         .grant("GRANT pg_read_all_settings TO {role}"),
     ]
@@ -165,7 +168,58 @@ fn place(setting: &Setting) -> String {
     setting.place.clone().unwrap_or_else(|| setting.source.clone())
 }
 
-fn pending_restart(context: &Context) -> Result<Verdict, Failure> {
+/// Only superusers may read the view by default (system_views.sql).
+const MAY_READ_FILES: &str = "
+SELECT has_table_privilege('pg_catalog.pg_file_settings', 'SELECT')
+       AND has_function_privilege('pg_catalog.pg_show_all_file_settings()', 'EXECUTE') AS allowed";
+
+/// What the files say now: of several entries the last counts (documentation of pg_file_settings).
+const IN_FILES: &str = "
+SELECT DISTINCT ON (lower(name)) lower(name) AS name, coalesce(setting, '') AS setting,
+       sourcefile || ':' || sourceline AS place
+  FROM pg_file_settings WHERE name IS NOT NULL ORDER BY lower(name), seqno DESC";
+
+#[derive(Deserialize)]
+struct Allowed {
+    allowed: bool,
+}
+
+#[derive(Deserialize)]
+struct InFile {
+    name: String,
+    setting: String,
+    place: String,
+}
+
+/// The entries of the files, by name; none where the role may not read them.
+async fn in_files(context: &Context) -> Result<Option<HashMap<String, InFile>>, Failure> {
+    if !context.row::<Allowed>(MAY_READ_FILES).await?.allowed {
+        return Ok(None);
+    }
+    let entries: Vec<InFile> = context.rows(IN_FILES).await?;
+    Ok(Some(
+        entries
+            .into_iter()
+            .map(|entry| (entry.name.clone(), entry))
+            .collect(),
+    ))
+}
+
+/// The value that a restart will put in force, and where it is written.
+fn to_come(setting: &Setting, files: Option<&HashMap<String, InFile>>) -> (String, String) {
+    let Some(files) = files else {
+        return (
+            "(only superusers see it)".to_owned(),
+            "postgresql.auto.conf, postgresql.conf or a file that it includes".to_owned(),
+        );
+    };
+    match files.get(&setting.name.to_ascii_lowercase()) {
+        Some(entry) => (entry.setting.clone(), entry.place.clone()),
+        None => ("(the default)".to_owned(), "no file any more".to_owned()),
+    }
+}
+
+async fn pending_restart(context: &Context) -> Result<Verdict, Failure> {
     let facts: &Facts = context.facts()?;
     let mut pending: Vec<&Setting> = facts
         .settings
@@ -191,13 +245,22 @@ fn pending_restart(context: &Context) -> Result<Verdict, Failure> {
                 .join(", ")
         ),
     };
-    let rows = Rows::new(["setting", "value in force", "set in"]).with(pending.iter().map(|setting| {
-        [
-            setting.name.clone(),
-            setting.setting.clone().unwrap_or_default(),
-            place(setting),
-        ]
-    }));
+    let files = if pending.is_empty() {
+        None
+    } else {
+        in_files(context).await?
+    };
+    let rows = Rows::new(["setting", "value in force", "after a restart", "set in"]).with(
+        pending.iter().map(|setting| {
+            let (value, place) = to_come(setting, files.as_ref());
+            [
+                setting.name.clone(),
+                setting.setting.clone().unwrap_or_default(),
+                value,
+                place,
+            ]
+        }),
+    );
     Ok(Finding::judged(
         Measure::count(pending.len() as i64),
         context.limit("settings.pending_restart"),

@@ -57,6 +57,11 @@ struct Slot {
 }
 
 impl Slot {
+    /// Whether nothing can ever be read through it again.
+    fn is_lost(&self) -> bool {
+        self.wal_status == "lost" || self.reason.is_some()
+    }
+
     fn status(&self) -> Status {
         match self.wal_status.as_str() {
             "lost" | "unreserved" => Status::Crit,
@@ -86,8 +91,8 @@ async fn slots(context: &Context) -> Result<Verdict, Failure> {
         .filter(|slot| slot.status() != Status::Ok);
     let keeps = inactive.iter().max_by_key(|slot| slot.retained);
     let evidence = match (worst_state, keeps) {
-        (Some(slot), _) if slot.wal_status == "lost" || slot.reason.is_some() => format!(
-            "slot {} is lost ({}): its consumer cannot go on",
+        (Some(slot), _) if slot.is_lost() => format!(
+            "slot {} is lost ({}): its consumer cannot go on from it",
             slot.name,
             slot.reason.as_deref().unwrap_or("its WAL was removed")
         ),
@@ -127,7 +132,14 @@ async fn slots(context: &Context) -> Result<Verdict, Failure> {
         );
     }
     if let Some(slot) = named {
-        finding = finding.hint(if slot.active {
+        finding = finding.hint(if slot.is_lost() {
+            format!(
+                "it cannot be used again: SELECT pg_drop_replication_slot('{}'), and build its consumer anew, with a new \
+                 slot: a standby from a base backup (or let it fetch what it lacks from the archive through \
+                 restore_command), a subscription with its data copied again",
+                slot.name.replace('\'', "''")
+            )
+        } else if slot.active {
             format!(
                 "its consumer is too slow: see pg_stat_replication; raise max_slot_wal_keep_size only with disk to \
                  spare, slot {}",

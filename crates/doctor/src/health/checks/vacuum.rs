@@ -4,7 +4,7 @@ use super::survey::{Survey, Table};
 use super::{Question, plural};
 use crate::health::check::Verdict;
 use crate::health::context::Context;
-use crate::health::facts::Facts;
+use crate::health::facts::{Database, Facts, quote_identifier};
 use crate::health::failure::Failure;
 use crate::health::limits::Limit;
 use crate::health::measure::{Measure, Unit, human_count};
@@ -92,7 +92,7 @@ const MULTIXID: Kind = Kind {
 async fn age(context: &Context, kind: &Kind) -> Result<Verdict, Failure> {
     let facts = context.facts()?;
     let survey = context.survey().await;
-    let of_database = |database: &crate::health::facts::Database| {
+    let of_database = |database: &Database| {
         if kind.id == XID.id {
             database.xid_age
         } else {
@@ -102,17 +102,24 @@ async fn age(context: &Context, kind: &Kind) -> Result<Verdict, Failure> {
     let Some(worst) = facts
         .databases
         .iter()
-        .max_by_key(|database| of_database(database))
+        // Of several that are equally old, the one that something can be said about.
+        .max_by_key(|database| {
+            (
+                of_database(database),
+                database.is_looked_into() && database.may_connect,
+            )
+        })
     else {
         return Err(Failure::Answer {
             message: "the server has no database".to_owned(),
         });
     };
     let oldest = of_database(worst);
-    let mut tables: Vec<(i64, &str, &Table)> = tables_of(survey)
-        .filter_map(|(database, table)| Some(((kind.of_table)(table)?, database, table)))
+    let mut tables: Vec<(i64, &Table)> = tables_of(survey)
+        .filter(|(database, _)| *database == worst.name)
+        .filter_map(|(_, table)| Some(((kind.of_table)(table)?, table)))
         .collect();
-    tables.sort_by_key(|(age, _, _)| std::cmp::Reverse(*age));
+    tables.sort_by_key(|(age, _)| std::cmp::Reverse(*age));
     let mut evidence = format!(
         "database {} is {} {} ids old, {} of the limit",
         worst.name,
@@ -120,12 +127,15 @@ async fn age(context: &Context, kind: &Kind) -> Result<Verdict, Failure> {
         kind.word,
         Measure::ratio(oldest as f64 / WRAPAROUND)
     );
-    if let Some((age, database, table)) = tables.first() {
-        evidence = format!(
-            "{evidence}; oldest table {} in {database} ({})",
-            table.name,
-            human_count(*age as f64)
-        );
+    match tables.first() {
+        Some((age, table)) => {
+            evidence = format!(
+                "{evidence}; its oldest table is {} ({})",
+                table.name,
+                human_count(*age as f64)
+            );
+        }
+        None => evidence.push_str("; its tables were not looked into"),
     }
     let mut finding = Finding::judged(
         Measure::ratio(oldest as f64 / WRAPAROUND),
@@ -144,21 +154,14 @@ async fn age(context: &Context, kind: &Kind) -> Result<Verdict, Failure> {
             context.limit(kind.freeze_limit),
         );
     }
-    let hint = match tables.first() {
-        Some((_, database, table)) => format!(
-            "find what keeps vacuum from freezing first (pgmahout health --only xmin.horizon,prepared_transactions), \
-             then, in {database}: VACUUM (FREEZE, VERBOSE) {}",
-            table.name.trim_end_matches(" (TOAST)")
-        ),
-        None => format!(
-            "connect to {} and run VACUUM (FREEZE, VERBOSE) on its oldest tables",
-            worst.name
-        ),
-    };
+    let hint = format!(
+        "find what keeps vacuum from freezing first (pgmahout health --only xmin.horizon,prepared_transactions); then {}",
+        freezing(worst, tables.first().map(|(_, table)| *table))
+    );
     let rows = Rows::new(["database", "table", "age", "size"]).with(tables.into_iter().take(Rows::MOST).map(
-        |(age, database, table)| {
+        |(age, table)| {
             [
-                database.to_owned(),
+                worst.name.clone(),
                 table.name.clone(),
                 human_count(age as f64),
                 Measure::bytes(table.bytes).to_string(),
@@ -166,6 +169,32 @@ async fn age(context: &Context, kind: &Kind) -> Result<Verdict, Failure> {
         },
     ));
     Ok(finding.rows(rows).hint(hint).into())
+}
+
+/// How the oldest rows of a database are frozen, as far as it can be entered.
+fn freezing(database: &Database, oldest: Option<&Table>) -> String {
+    let name = &database.name;
+    let quoted = quote_identifier(name);
+    if !database.allows_connections {
+        return format!(
+            "leave it to autovacuum, which freezes {name} although nobody can connect to it; where that does not \
+             happen, as a superuser: ALTER DATABASE {quoted} ALLOW_CONNECTIONS true; connected to {name}: VACUUM \
+             (FREEZE); then ALTER DATABASE {quoted} ALLOW_CONNECTIONS false"
+        );
+    }
+    if database.template {
+        return format!(
+            "leave it to autovacuum, or, connected to {name}: VACUUM (FREEZE) (it is a template: while a session is in \
+             it, no database can be created from it)"
+        );
+    }
+    match oldest {
+        Some(table) => format!(
+            "in {name}: VACUUM (FREEZE, VERBOSE) {}",
+            table.name.trim_end_matches(" (TOAST)")
+        ),
+        None => format!("connect to {name} and run VACUUM (FREEZE, VERBOSE) on its oldest tables"),
+    }
 }
 
 fn tables_of(survey: &Survey) -> impl Iterator<Item = (&str, &Table)> {
