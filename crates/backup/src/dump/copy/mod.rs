@@ -302,9 +302,15 @@ pub async fn run(
     .await?;
     let filled = fill(plan, tools, &temporary, reporter, cancellation).await;
     let published = match filled {
-        Ok(counts) => fresh::publish(&request.to, &temporary, &request.to.database, &properties)
-            .await
-            .map(|_| counts),
+        Ok(counts) => fresh::publish(
+            &request.to,
+            &temporary,
+            &request.to.database,
+            &fresh::replaced_name()?,
+            &properties,
+        )
+        .await
+        .map(|_| counts),
         Err(error) => Err(error),
     };
     match published {

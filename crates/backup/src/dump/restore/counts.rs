@@ -88,7 +88,9 @@ pub(crate) fn contradictions(manifest: &DumpManifest, report: &ScanReport, secti
 }
 
 /// The statement that tells which of these tables are there, as numbered rows of relkind. Partitioned
-/// tables are counted with their partitions, all others by themselves, as COPY does it.
+/// tables are counted with their partitions, all others by themselves, as COPY does it. A `!` follows where
+/// row-level security is forced on us as the owner: such a table can only be counted between [`unforce`] and
+/// a rollback.
 pub(crate) fn kinds_query(tables: &[TableName]) -> String {
     use super::super::scan::names::quote_text;
     let values: Vec<String> = tables
@@ -103,11 +105,20 @@ pub(crate) fn kinds_query(tables: &[TableName]) -> String {
         })
         .collect();
     format!(
-        "SELECT v.n, c.relkind::text FROM (VALUES {}) AS v (n, s, t) \
+        "SELECT v.n, c.relkind::text || CASE WHEN c.relforcerowsecurity \
+                AND pg_catalog.row_security_active(c.oid) \
+                AND pg_catalog.pg_has_role(c.relowner, 'USAGE') THEN '!' ELSE '' END \
+         FROM (VALUES {}) AS v (n, s, t) \
          JOIN pg_catalog.pg_namespace AS n ON n.nspname = v.s \
          JOIN pg_catalog.pg_class AS c ON c.relnamespace = n.oid AND c.relname = v.t",
         values.join(",")
     )
+}
+
+/// The statement after which an owner sees all rows of a table with FORCE ROW LEVEL SECURITY. For a
+/// (sub)transaction that is rolled back.
+pub(crate) fn unforce(table: &TableName) -> String {
+    format!("ALTER TABLE ONLY {} NO FORCE ROW LEVEL SECURITY", table.to_sql())
 }
 
 /// The expression that counts a table.
@@ -127,27 +138,41 @@ pub(crate) async fn count(
 ) -> Result<Vec<CountRow>, RestoreError> {
     let mut rows = Vec::with_capacity(expected.len());
     let tables: Vec<TableName> = expected.keys().cloned().collect();
+    // Policies must not hide rows: an error is better than a wrong number.
+    connection
+        .batch_execute("SET row_security = off")
+        .await
+        .map_err(|error| RestoreError::sql("turn off row-level security", error))?;
     for chunk in tables.chunks(500) {
         let kinds = connection
             .query(kinds_query(chunk).as_str(), &[])
             .await
             .map_err(|error| RestoreError::sql("look up the restored tables", error))?;
-        let kinds: BTreeMap<usize, char> = kinds
+        let kinds: BTreeMap<usize, (char, bool)> = kinds
             .iter()
             .filter_map(|row| {
                 let kind: &str = row.get(1);
-                Some((usize::try_from(row.get::<_, i32>(0)).ok()?, kind.chars().next()?))
+                let index = usize::try_from(row.get::<_, i32>(0)).ok()?;
+                Some((index, (kind.chars().next()?, kind.ends_with('!'))))
             })
             .collect();
         for (index, table) in chunk.iter().enumerate() {
             let found = match kinds.get(&index) {
                 None => None,
-                Some(kind) => {
+                Some((kind, is_forced)) => {
+                    let failed = |error| RestoreError::sql(format!("count the rows of {table}"), error);
+                    if *is_forced {
+                        let begin = format!("BEGIN; {}", unforce(table));
+                        connection.batch_execute(&begin).await.map_err(failed)?;
+                    }
                     let statement = format!("SELECT {}", count_from(table, *kind));
                     let row = connection
                         .query_one(statement.as_str(), &[])
                         .await
-                        .map_err(|error| RestoreError::sql(format!("count the rows of {table}"), error))?;
+                        .map_err(failed)?;
+                    if *is_forced {
+                        connection.batch_execute("ROLLBACK").await.map_err(failed)?;
+                    }
                     Some(row.get::<_, i64>(0).unsigned_abs())
                 }
             };
@@ -235,6 +260,16 @@ pub(crate) async fn look(connection: &Connection) -> Result<TargetFacts, Restore
         .await
         .map_err(sql)?;
     facts.bound = rows.iter().map(|row| row.get(0)).collect();
+    let rows = connection
+        .query(
+            "SELECT 'subscription ' || s.subname FROM pg_catalog.pg_subscription AS s \
+             JOIN pg_catalog.pg_database AS d ON d.oid = s.subdbid \
+             WHERE d.datname = pg_catalog.current_database()",
+            &[],
+        )
+        .await
+        .map_err(sql)?;
+    facts.bound.extend(rows.iter().map(|row| row.get::<_, String>(0)));
     facts.instance = connection
         .query_one(
             "SELECT concat(pg_catalog.pg_postmaster_start_time(), ' ', pg_catalog.current_setting('port'))",

@@ -21,6 +21,9 @@ use super::error::RestoreError;
 /// What temporary names begin with.
 pub(crate) const PREFIX: &str = "pgmahout_restore_";
 
+/// What the names of replaced databases begin with, from the exchange until they are dropped.
+pub(crate) const REPLACED_PREFIX: &str = "pgmahout_old_";
+
 /// How often the exchange of databases is tried against sessions that come back.
 const TRIES: u32 = 5;
 
@@ -103,7 +106,9 @@ impl Properties {
         let row = administration
             .query_one(
                 "SELECT to_jsonb(d) - 'datacl', pg_catalog.pg_encoding_to_char(d.encoding), \
-                        pg_catalog.pg_get_userbyid(d.datdba)::text, t.spcname::text, d.datacl IS NULL, d.oid, \
+                        pg_catalog.pg_get_userbyid(d.datdba)::text, \
+                        CASE WHEN d.dattablespace <> (SELECT o.dattablespace FROM pg_catalog.pg_database AS o \
+                                                       WHERE o.datname = 'template0') THEN t.spcname::text END, d.datacl IS NULL, d.oid, \
                         pg_catalog.shobj_description(d.oid, 'pg_database') \
                  FROM pg_catalog.pg_database AS d \
                  JOIN pg_catalog.pg_tablespace AS t ON t.oid = d.dattablespace WHERE d.datname = $1",
@@ -145,7 +150,8 @@ impl Properties {
         Ok(Self {
             locale,
             owner: Some(row.get(2)),
-            tablespace: Some(row.get(3)),
+            // Naming the one that it gets anyway needs a right on it that owners of databases lack.
+            tablespace: row.get(3),
             open: row.get(4),
             after,
         })
@@ -312,6 +318,11 @@ pub(crate) fn temporary_name() -> Result<String, RestoreError> {
     Ok(format!("{PREFIX}{}", &super::psql::nonce()?[..12]))
 }
 
+/// A name that is not taken, for a database that is replaced.
+pub(crate) fn replaced_name() -> Result<String, RestoreError> {
+    Ok(format!("{REPLACED_PREFIX}{}", &super::psql::nonce()?[..12]))
+}
+
 /// Creates an empty database that only its owner and superusers may enter.
 pub(crate) async fn create(
     administration: &Connection,
@@ -343,12 +354,20 @@ pub(crate) async fn drop_database(administration: &Connection, name: &str) -> Re
     execute(administration, &statement, &format!("drop database \"{name}\"")).await
 }
 
-/// Gives the new database its properties and its name; what had that name before is dropped. Returns how
-/// long no client could use the target.
+/// Drops what was replaced. The new database is in place already.
+pub(crate) async fn drop_replaced(administration: &Connection, old: &str) -> Result<(), RestoreError> {
+    let statement = format!("DROP DATABASE IF EXISTS {} WITH (FORCE)", quote_identifier(old));
+    let doing = format!("drop the replaced database, now called \"{old}\" (the new one is in its place)");
+    execute(administration, &statement, &doing).await
+}
+
+/// Gives the new database its properties and its name; what had that name before gets the name `old` and is
+/// dropped. Returns how long no client could use the target.
 pub(crate) async fn publish(
     parameters: &ConnectionParameters,
     temporary: &str,
     target: &str,
+    old: &str,
     properties: &Properties,
 ) -> Result<Duration, RestoreError> {
     let administration = administration(parameters, target).await?;
@@ -372,14 +391,13 @@ pub(crate) async fn publish(
         execute(&administration, &statement, "open the new database").await?;
     }
     let replaces = exists(&administration, target).await?;
-    let old = temporary_name()?;
     let mut statements = String::from("BEGIN;");
     if replaces {
         let _ = write!(
             statements,
             " ALTER DATABASE {} RENAME TO {};",
             quote_identifier(target),
-            quote_identifier(&old)
+            quote_identifier(old)
         );
     }
     let _ = write!(
@@ -417,7 +435,7 @@ pub(crate) async fn publish(
     }
     let time = began.elapsed();
     if replaces {
-        drop_database(&administration, &old).await?;
+        drop_replaced(&administration, old).await?;
     }
     Ok(time)
 }
@@ -437,7 +455,16 @@ async fn end_sessions(connection: &Connection, databases: &[&str]) -> Result<(),
 
 /// Databases that interrupted restores have left behind.
 pub(crate) async fn leftovers(administration: &Connection) -> Result<Vec<String>, RestoreError> {
-    let pattern = format!("^{PREFIX}[0-9a-f]{{12}}$");
+    unused(administration, PREFIX).await
+}
+
+/// Databases that were replaced and not dropped.
+pub(crate) async fn replaced(administration: &Connection) -> Result<Vec<String>, RestoreError> {
+    unused(administration, REPLACED_PREFIX).await
+}
+
+async fn unused(administration: &Connection, prefix: &str) -> Result<Vec<String>, RestoreError> {
+    let pattern = format!("^{prefix}[0-9a-f]{{12}}$");
     let rows = administration
         .query(
             "SELECT d.datname::text FROM pg_catalog.pg_database AS d WHERE d.datname ~ $1 AND NOT EXISTS \

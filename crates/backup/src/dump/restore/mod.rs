@@ -10,6 +10,7 @@
 //! it for the target in the end, so that a failed restore leaves the target as it was in these cases too,
 //! whether there was one transaction or not.
 
+mod baseline;
 pub(crate) mod counts;
 pub(crate) mod engine;
 pub mod error;

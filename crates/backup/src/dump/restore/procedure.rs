@@ -22,7 +22,7 @@ use super::counts::{self, CountRow, TargetFacts};
 use super::error::{RestoreError, count};
 use super::fresh::{self, Properties};
 use super::tools::Tools;
-use super::{engine, fitness};
+use super::{baseline, engine, fitness};
 
 /// What the journal calls a restore.
 pub const KIND: &str = "dump-restore";
@@ -213,9 +213,20 @@ impl Restore {
             shared.request.database.as_deref(),
         ) {
             Err(error) => Some(error),
-            Ok(section) => fitness::problems(shared.dump.describe(), &shared.report, section)
-                .into_iter()
-                .next(),
+            Ok(section) => {
+                let selection = &shared.request.selection;
+                if shared.request.jobs > 1 && !selection.tables.is_empty() {
+                    // pg_restore takes every table of these names in any of the schemas, and leaves out
+                    // their keys and indexes.
+                    return Some(RestoreError::Usage {
+                        what: "--jobs does not go with --table: pg_restore would take tables of the same name in other schemas, and leave out keys and indexes".to_owned(),
+                        hint: "leave --jobs out, or restore everything and leave --table out".to_owned(),
+                    });
+                }
+                fitness::problems(shared.dump.describe(), &shared.report, section)
+                    .into_iter()
+                    .next()
+            }
         }
     }
 }
@@ -348,8 +359,19 @@ impl Procedure for Restore {
             return Ok(Vec::new());
         };
         let administration = fresh::administration(&self.shared.request.target, self.shared.name()).await?;
-        fresh::drop_database(&administration, &temporary).await?;
-        Ok(vec![format!("dropped the unfinished database {temporary}")])
+        let mut findings = Vec::new();
+        if fresh::exists(&administration, &temporary).await? {
+            fresh::drop_database(&administration, &temporary).await?;
+            findings.push(format!("dropped the unfinished database {temporary}"));
+        }
+        if let Some(old) = context.memory.get::<String>(REPLACED)
+            && fresh::exists(&administration, &old).await?
+        {
+            findings.push(format!(
+                "the new database is in place, and the one that it replaced is still there as {old}; drop it when it is not needed: dropdb {old}"
+            ));
+        }
+        Ok(findings)
     }
 }
 
@@ -462,7 +484,11 @@ async fn server_problems(shared: &Shared, found: &Surroundings) -> Result<Vec<Pr
                 Problem::new(format!(
                     "\"{name}\" cannot be replaced while {bound} belongs to it"
                 ))
-                .hint("drop it first, and make it again afterwards: its consumer starts anew"),
+                .hint(if bound.starts_with("subscription") {
+                    "drop it first (in this database: DROP SUBSCRIPTION), and make it again afterwards"
+                } else {
+                    "drop it first, and make it again afterwards: its consumer starts anew"
+                }),
             );
         }
         if target.prepared_transactions > 0 {
@@ -562,8 +588,11 @@ async fn role_problems(shared: &Shared, administration: &Connection) -> Result<V
     let mut missing = Vec::new();
     let owners = section.owners.iter().filter(|_| !selection.no_owner);
     let grantees = section.grantees.iter().filter(|_| !selection.no_acl);
-    for role in owners.chain(grantees) {
-        let role = selection.owner_map.get(role).unwrap_or(role);
+    let named = owners
+        .chain(grantees)
+        .map(|role| selection.owner_map.get(role).unwrap_or(role));
+    // User mappings are restored as they are, with or without owners.
+    for role in named.chain(&section.mapped) {
         if !roles.contains(role) && !section.roles_created.contains(role) && !missing.contains(role) {
             missing.push(role.clone());
         }
@@ -752,6 +781,11 @@ async fn plan(shared: &Shared, found: &Surroundings) -> Result<PlanDetails, Rest
                 "database {leftover} is left over from an interrupted restore; drop it when no restore is running: dropdb {leftover}"
             ));
         }
+        for old in fresh::replaced(&found.administration).await? {
+            details = details.warning(format!(
+                "database {old} holds what a restore or copy has replaced, and could not be dropped then; look whether you want anything in it, and drop it: dropdb {old}"
+            ));
+        }
     }
     Ok(details)
 }
@@ -785,6 +819,7 @@ const COMPARED: &str = "compared";
 const TEMPORARY: &str = "temporary_database";
 const LOADED: &str = "loaded";
 const PUBLISHED: &str = "published_oid";
+const REPLACED: &str = "replaced_database";
 const BACKUP: &str = "backup";
 
 struct BackupStep(Arc<Shared>);
@@ -851,13 +886,24 @@ impl Step for LoadStep {
             shared.dump.stored_bytes(),
         ));
         if !shared.request.mode.is_fresh() {
-            let counts = engine::load(
-                shared,
-                &shared.request.target,
-                progress.as_ref(),
-                context.cancellation,
-            )
-            .await?;
+            let counts = match baseline::attempt(shared, context).await? {
+                Some(counts) => {
+                    context.reporter.message(
+                        Level::Info,
+                        "an earlier attempt has committed everything; nothing is loaded again",
+                    );
+                    counts
+                }
+                None => {
+                    engine::load(
+                        shared,
+                        &shared.request.target,
+                        progress.as_ref(),
+                        context.cancellation,
+                    )
+                    .await?
+                }
+            };
             progress.finish("");
             return loaded(shared, context, counts);
         }
@@ -986,7 +1032,11 @@ impl Step for PublishStep {
         };
         let administration = fresh::administration(&self.0.request.target, self.0.name()).await?;
         let now = fresh::oid(&administration, self.0.name()).await?;
-        Ok(if now == Some(oid) {
+        let old_is_gone = match context.memory.get::<String>(REPLACED) {
+            Some(old) => !fresh::exists(&administration, &old).await?,
+            None => true,
+        };
+        Ok(if now == Some(oid) && old_is_gone {
             Check::Done
         } else {
             Check::NotDone
@@ -1000,6 +1050,14 @@ impl Step for PublishStep {
             .get(TEMPORARY)
             .ok_or_else(|| StepError::failed("the name of the new database is not known"))?;
         let administration = fresh::administration(&shared.request.target, shared.name()).await?;
+        let now = fresh::oid(&administration, shared.name()).await?;
+        if now.is_some() && now == context.memory.get::<u32>(PUBLISHED) {
+            // The exchange was made, and only the old database is still to be dropped.
+            if let Some(old) = context.memory.get::<String>(REPLACED) {
+                fresh::drop_replaced(&administration, &old).await?;
+            }
+            return Ok(());
+        }
         let properties = if shared.request.mode == Mode::Replace {
             Properties::of(&administration, shared.name()).await?
         } else {
@@ -1008,7 +1066,18 @@ impl Step for PublishStep {
         if let Some(oid) = fresh::oid(&administration, &temporary).await? {
             context.memory.set(PUBLISHED, oid)?;
         }
-        match fresh::publish(&shared.request.target, &temporary, shared.name(), &properties).await {
+        // Before the exchange, so that whoever resumes knows what is to be dropped.
+        let old = fresh::replaced_name()?;
+        context.memory.set(REPLACED, &old)?;
+        match fresh::publish(
+            &shared.request.target,
+            &temporary,
+            shared.name(),
+            &old,
+            &properties,
+        )
+        .await
+        {
             Ok(time) => {
                 if shared.request.mode == Mode::Replace {
                     context.memory.measured(Measurement::Downtime(time))?;

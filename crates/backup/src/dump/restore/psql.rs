@@ -313,7 +313,16 @@ impl Session {
                 found.insert(table.clone(), None);
                 if let Some(kind) = kinds.get(&index).and_then(|kind| kind.chars().next()) {
                     let count = counts::count_from(table, kind);
-                    let _ = writeln!(statements, "SELECT '{} {index} ' || {count};", self.nonce);
+                    let query = format!("SELECT '{} {index} ' || {count};", self.nonce);
+                    if kinds.get(&index).is_some_and(|kind| kind.ends_with('!')) {
+                        let _ = writeln!(
+                            statements,
+                            "SAVEPOINT pgmahout;\n{};\n{query}\nROLLBACK TO SAVEPOINT pgmahout;\nRELEASE SAVEPOINT pgmahout;",
+                            counts::unforce(table)
+                        );
+                    } else {
+                        let _ = writeln!(statements, "{query}");
+                    }
                 }
             }
             let _ = writeln!(statements, "SELECT '{} end';", self.nonce);
