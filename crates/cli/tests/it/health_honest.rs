@@ -193,11 +193,12 @@ async fn a_sequence_set_to_its_end_and_one_with_its_own_end_are_seen(#[case] maj
 #[tokio::test]
 async fn thousands_of_sequences_take_turns_and_a_full_one_is_never_forgotten() {
     let server = Postgres::start(Major::V18).await;
-    let script: String = (0..1500)
-        .map(|n| format!("CREATE SEQUENCE s{n} AS integer;\n"))
-        .collect();
-    for some in script.lines().collect::<Vec<_>>().chunks(300) {
-        server.sql("postgres", &some.join("\n")).await;
+    for some in (0..1500).collect::<Vec<_>>().chunks(300) {
+        let statements: Vec<String> = some
+            .iter()
+            .map(|n| format!("CREATE SEQUENCE s{n} AS integer"))
+            .collect();
+        server.sql("postgres", &statements.join(";")).await;
     }
     server.sql("postgres", "SELECT setval('s1400', 2147480000)").await;
     let state = server.new_directory("state");

@@ -1,8 +1,8 @@
 //! Health checks: what is wrong with a server, on which evidence, and what to do about it.
 //!
-//! A [`Check`](check::Check) asks one question and answers with [`CheckResult`](result::CheckResult)s; the
+//! A [`Check`] asks one question and answers with [`CheckResult`]s; the
 //! [`runner`] asks all that were selected, on at most three connections for each server, and collects a
-//! [`HealthReport`](report::HealthReport). The checks themselves are in [`checks`]; the [`mod@format`]s turn a
+//! [`HealthReport`]. The checks themselves are in [`checks`]; the [`mod@format`]s turn a
 //! report into text for machines.
 //!
 //! Two rules hold everywhere:
