@@ -1,5 +1,6 @@
 //! Replication as the primary sees it: who streams, and how far behind each is.
 
+use std::collections::HashMap;
 use std::time::Duration;
 
 use serde::Deserialize;
@@ -30,8 +31,8 @@ const LAG_SECONDS: &[Limit] = &[Limit::above(
 const UNTIMED_BYTES: i64 = 16 * 1024 * 1024;
 
 /// How often, and how long apart, standbys with WAL outstanding are asked for again.
-const SECOND_LOOKS: usize = 5;
-const BETWEEN_LOOKS: Duration = Duration::from_millis(50);
+const SECOND_LOOKS: usize = 10;
+const BETWEEN_LOOKS: Duration = Duration::from_millis(100);
 
 pub(super) fn checks() -> Vec<Question> {
     vec![
@@ -65,6 +66,7 @@ SELECT coalesce(r.application_name, '') AS name, coalesce(host(r.client_addr), '
                        r.replay_lsn)::bigint AS behind,
        extract(epoch FROM r.replay_lag)::float8 AS replay_lag,
        extract(epoch FROM clock_timestamp() - r.reply_time)::float8 AS silent,
+       extract(epoch FROM r.reply_time)::float8 AS replied, r.pid,
        pg_wal_lsn_diff(r.replay_lsn, '0/0')::bigint AS replayed
   FROM pg_stat_replication r
   LEFT JOIN pg_replication_slots s ON s.active_pid = r.pid
@@ -82,6 +84,10 @@ struct Standby {
     replay_lag: Option<f64>,
     /// Seconds since it last said anything, by the standby's own clock.
     silent: Option<f64>,
+    /// When that was, in seconds since the epoch by its own clock.
+    replied: Option<f64>,
+    /// Its walsender.
+    pid: i64,
     /// Bytes since 0/0 that it says to have replayed.
     replayed: Option<i64>,
 }
@@ -295,16 +301,23 @@ async fn lag_seconds(context: &Context) -> Result<Verdict, Failure> {
     Ok(finding.rows(rows_of(&all)).hint(lag_hint()).into())
 }
 
-/// Asks until every standby has replayed up to where the primary was at first, a few times: WAL that is on
-/// its way is no lag.
+/// Asks until every standby has replayed up to where the primary was at first, or has at least said something
+/// since, a few times: WAL that is on its way is no lag.
 async fn settled(context: &Context) -> Result<Vec<Standby>, Failure> {
     let mut all: Vec<Standby> = context.rows(STANDBYS).await?;
     let position = |standby: &Standby| Some(standby.replayed? + standby.behind?);
     let Some(goal) = all.iter().filter_map(position).max() else {
         return Ok(all);
     };
+    let first: HashMap<i64, Option<f64>> = all.iter().map(|standby| (standby.pid, standby.replied)).collect();
+    let has_answered = |standby: &Standby| {
+        standby.has_replayed(goal)
+            || first
+                .get(&standby.pid)
+                .is_none_or(|replied| *replied != standby.replied)
+    };
     for _ in 0..SECOND_LOOKS {
-        if all.iter().all(|standby| standby.has_replayed(goal)) {
+        if all.iter().all(has_answered) {
             break;
         }
         tokio::time::sleep(BETWEEN_LOOKS).await;
@@ -351,6 +364,8 @@ mod tests {
             behind,
             replay_lag,
             silent: None,
+            replied: None,
+            pid: 1,
             replayed: Some(100),
         }
     }

@@ -155,7 +155,12 @@ async fn age(context: &Context, kind: &Kind) -> Result<Verdict, Failure> {
         );
     }
     let hint = format!(
-        "find what keeps vacuum from freezing first (pgmahout health --only xmin.horizon,prepared_transactions); then {}",
+        "find what keeps vacuum from freezing first (pgmahout health --only xmin.horizon,prepared_transactions); then{} {}",
+        if facts.in_recovery {
+            ", on the primary,"
+        } else {
+            ""
+        },
         freezing(worst, tables.first().map(|(_, table)| *table))
     );
     let rows = Rows::new(["database", "table", "age", "size"]).with(tables.into_iter().take(Rows::MOST).map(
