@@ -200,8 +200,8 @@ impl Runner {
     }
 
     /// Gives up a procedure: cleans up as its kind does ([`Procedure::abort`]; steps that are done stay
-    /// done) and marks it as aborted. A kind that this release does not know is only marked. Returns what
-    /// cleaning up has done.
+    /// done) and marks it as aborted. One that this release does not know, or that cannot be built
+    /// again, is only marked. Returns what cleaning up has done, or what may be left behind.
     ///
     /// # Errors
     ///
@@ -216,11 +216,20 @@ impl Runner {
         let writer = self.claim(&id)?;
         let journal = self.unfinished_claimed(&id)?;
         let header = &journal.header;
+        // Giving up must not need what the procedure needed: a file that is gone may be the reason for it.
         let procedure = match registry.build(&header.kind, header.parameters.clone()) {
-            Some(building) => Some(building.await.map_err(|error| ProcedureError::Rebuild {
-                id: id.clone(),
-                source: error.into_cause(),
-            })?),
+            Some(building) => match building.await {
+                Ok(procedure) => Some(procedure),
+                Err(error) => {
+                    surroundings.reporter.message(
+                        Level::Warning,
+                        &format!(
+                            "the procedure cannot be built again, so that nothing will be cleaned up: {error}"
+                        ),
+                    );
+                    None
+                }
+            },
             None => None,
         };
         let _lock = match &procedure {
@@ -244,7 +253,7 @@ impl Runner {
                     id: id.clone(),
                     source: error.into_cause(),
                 })?,
-            None => Vec::new(),
+            None => leftovers(&journal),
         };
         audit::append(
             &self.state.audit_log(),
@@ -412,4 +421,21 @@ impl Runner {
         writer.after_write = self.kill_after.as_ref().map(KillAfter::hook);
         writer
     }
+}
+
+/// What a procedure that cannot clean up may have left behind: the names of databases that it noted, by our
+/// convention under names that end in `_database`.
+fn leftovers(journal: &Journal) -> Vec<String> {
+    journal
+        .memory()
+        .iter()
+        .filter(|(name, _)| name.ends_with("_database"))
+        .filter_map(|(_, value)| value.as_str())
+        .map(|database| {
+            format!(
+                "database {database} may be left behind ({}); look at it, and drop it: dropdb {database}",
+                journal.header.target.description
+            )
+        })
+        .collect()
 }

@@ -12,7 +12,8 @@
 //!
 //! What has to lie on a disk to be read (archives in tar form, stdin) is spooled into an unnamed file, which
 //! the system removes whatever happens to us; archives in directory form are unpacked into a directory that
-//! only we can read and that is removed when the [`Dump`] is dropped. Memory: the layers' own bounds.
+//! only we can read and that is removed when the [`Dump`] is dropped,
+//! or by the next [`Dump::open`] if we were killed. Memory: the layers' own bounds.
 
 use std::fs::File;
 use std::io::{self, Read, Seek, SeekFrom, Write};
@@ -132,7 +133,7 @@ pub struct Dump {
     /// The digest of the file, once it was read whole.
     known: Mutex<Option<Digest>>,
     /// Removed with us.
-    unpacked_directory: Option<TempDir>,
+    unpacked_directory: Option<PrivateDirectory>,
 }
 
 /// What is read.
@@ -150,6 +151,8 @@ impl Dump {
     /// When it cannot be read or decrypted, or is no dump.
     pub async fn open(source: Source, options: OpenOptions) -> Result<Self, RestoreError> {
         let what = source.describe();
+        let parent = options.temp_dir.clone().unwrap_or_else(std::env::temp_dir);
+        blocking(move || remove_stale(&parent)).await;
         match source {
             Source::Directory(path) => Ok(Self::of_directory(what, path, options)),
             Source::Stored { place, name } => {
@@ -372,10 +375,10 @@ impl Dump {
         Ok(())
     }
 
-    async fn unpack(&self, file: File) -> Result<TempDir, RestoreError> {
+    async fn unpack(&self, file: File) -> Result<PrivateDirectory, RestoreError> {
         let parent = self.options.temp_dir.clone();
         blocking(move || {
-            let directory = private_directory(parent.as_deref())?;
+            let directory = PrivateDirectory::create(parent.as_deref())?;
             let mut archive = tar::Archive::new(file);
             archive.set_preserve_permissions(false);
             archive.set_overwrite(false);
@@ -421,7 +424,11 @@ impl Dump {
             });
         };
         let path = unpacked.path().join(&member.name);
-        let what = format!("{} in {}", member.name, self.what);
+        let what = if member.name == TOP {
+            self.what.clone()
+        } else {
+            format!("{} in {}", member.name, self.what)
+        };
         let options = OpenOptions {
             member: None,
             ..self.options
@@ -690,13 +697,75 @@ fn has_member(file: File, name: &str) -> io::Result<bool> {
     Ok(false)
 }
 
-/// A directory that only we can enter.
-fn private_directory(parent: Option<&Path>) -> io::Result<TempDir> {
-    let mut builder = tempfile::Builder::new();
-    builder.prefix("pgmahout-restore-");
-    match parent {
-        Some(parent) => builder.tempdir_in(parent),
-        None => builder.tempdir(),
+/// What the names of directories begin with that archives are unpacked into.
+const UNPACKED_PREFIX: &str = "pgmahout-restore-";
+
+/// A directory that only we can enter. It is locked as long as we live, so that those of programs that were
+/// killed are known.
+#[derive(Debug)]
+struct PrivateDirectory {
+    directory: TempDir,
+    /// The lock ends with it.
+    _lock: File,
+}
+
+impl PrivateDirectory {
+    fn create(parent: Option<&Path>) -> io::Result<Self> {
+        /// Each time another program would have to come between the making and the locking.
+        const TRIES: u32 = 100;
+        let mut builder = tempfile::Builder::new();
+        builder.prefix(UNPACKED_PREFIX);
+        for _ in 0..TRIES {
+            let directory = match parent {
+                Some(parent) => builder.tempdir_in(parent)?,
+                None => builder.tempdir()?,
+            };
+            // Another program may find it before it is locked, and take it for a stale one.
+            if let Some(lock) = lock_directory(directory.path())?
+                && directory.path().exists()
+            {
+                return Ok(Self {
+                    directory,
+                    _lock: lock,
+                });
+            }
+        }
+        Err(io::Error::other("no directory to unpack into could be locked"))
+    }
+
+    fn path(&self) -> &Path {
+        self.directory.path()
+    }
+}
+
+/// Locks a directory of ours. `None`: it is gone, somebody else's, no directory, or locked.
+fn lock_directory(path: &Path) -> io::Result<Option<File>> {
+    use std::os::unix::fs::MetadataExt as _;
+
+    use rustix::fs::{FlockOperation, Mode, OFlags};
+    let flags = OFlags::RDONLY | OFlags::DIRECTORY | OFlags::NOFOLLOW | OFlags::CLOEXEC;
+    let Ok(directory) = rustix::fs::open(path, flags, Mode::empty()) else {
+        return Ok(None);
+    };
+    let directory = File::from(directory);
+    if directory.metadata()?.uid() != rustix::process::geteuid().as_raw() {
+        return Ok(None);
+    }
+    let locked = rustix::fs::flock(&directory, FlockOperation::NonBlockingLockExclusive);
+    Ok(locked.is_ok().then_some(directory))
+}
+
+/// Removes what killed programs have unpacked: it may be the plain text of encrypted dumps.
+fn remove_stale(parent: &Path) {
+    for entry in std::fs::read_dir(parent).into_iter().flatten().flatten() {
+        let is_ours = entry
+            .file_name()
+            .to_str()
+            .is_some_and(|name| name.starts_with(UNPACKED_PREFIX));
+        if is_ours && let Ok(Some(_lock)) = lock_directory(&entry.path()) {
+            // Failing here is no reason not to read a dump; the next one tries again.
+            let _ = std::fs::remove_dir_all(entry.path());
+        }
     }
 }
 
@@ -707,8 +776,19 @@ struct Member {
     is_directory: bool,
 }
 
+/// The name of the member that is everything in its tar: a directory archive that was packed from inside.
+const TOP: &str = ".";
+
 fn members(root: &Path) -> io::Result<Vec<Member>> {
     let mut members = Vec::new();
+    if root.join("toc.dat").is_file() {
+        members.push(Member {
+            name: TOP.to_owned(),
+            kind: "directory archive".to_owned(),
+            is_directory: true,
+        });
+        return Ok(members);
+    }
     let mut directories = vec![root.to_path_buf()];
     while let Some(directory) = directories.pop() {
         if directory != root && directory.join("toc.dat").is_file() {

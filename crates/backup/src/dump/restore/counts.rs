@@ -38,7 +38,12 @@ pub(crate) fn expected(section: &Section, selection: &Selection) -> BTreeMap<Tab
         .collect()
 }
 
-/// Names in another encoding than UTF-8 cannot be asked for; such a table is restored uncounted.
+/// How many tables are restored uncounted, since their names cannot be read.
+pub(crate) fn unread(section: &Section) -> usize {
+    section.tables.keys().filter(|table| !is_readable(table)).count()
+}
+
+/// Names in an encoding that we do not read cannot be asked for; such a table is restored uncounted.
 fn is_readable(table: &TableName) -> bool {
     let unreadable = char::REPLACEMENT_CHARACTER;
     !table.schema.contains(unreadable) && !table.name.contains(unreadable)
@@ -57,12 +62,8 @@ pub(crate) fn contradictions(manifest: &DumpManifest, report: &ScanReport, secti
         let (Some(rows), Precision::Exact) = (table.rows, table.precision) else {
             continue;
         };
-        if !name.name.is_ascii()
-            && section
-                .encoding
-                .as_deref()
-                .is_some_and(|encoding| encoding != "UTF8")
-        {
+        let is_plain = name.name.is_ascii() && name.schema.is_ascii();
+        if !is_plain && !super::super::scan::names::is_readable(section.encoding.as_deref()) {
             continue;
         }
         // A dump of INSERT statements says nothing of empty tables.

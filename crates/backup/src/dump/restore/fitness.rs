@@ -34,16 +34,18 @@ fn place(at: Position) -> String {
 /// # Errors
 /// When there is none, or a choice is needed.
 pub(crate) fn choose(what: &str, report: &ScanReport, database: Option<&str>) -> Result<usize, RestoreError> {
-    let names: Vec<&str> = report
+    let mut names: Vec<&str> = report
         .sections
         .iter()
         .filter_map(|section| section.database.as_deref())
         .collect();
+    names.dedup();
     match database {
         Some(wanted) => report
             .sections
             .iter()
             .position(|section| section.database.as_deref() == Some(wanted))
+            .map(|first| last_of(report, first))
             .ok_or_else(|| RestoreError::Usage {
                 what: format!("{what} holds no section for database \"{wanted}\""),
                 hint: if names.is_empty() {
@@ -81,6 +83,26 @@ pub(crate) fn choose(what: &str, report: &ScanReport, database: Option<&str>) ->
             ))
         }
     }
+}
+
+/// pg_dump connects once more after the settings of the database itself (`restore_toc_entry` in
+/// `src/bin/pg_dump/pg_backup_archiver.c`): its contents are in the last of such sections.
+fn last_of(report: &ScanReport, first: usize) -> usize {
+    let continues = |index: &usize| {
+        let (this, next) = (&report.sections[*index], report.sections.get(index + 1));
+        !this.complete && next.is_some_and(|next| next.database == this.database)
+    };
+    std::iter::successors(Some(first), |index| continues(index).then_some(index + 1))
+        .last()
+        .unwrap_or(first)
+}
+
+/// The line at which a stream begins to set properties of this section's database itself, if it does: these
+/// are for a database of that name, and not restored into another one.
+pub(crate) fn own_properties(report: &ScanReport, section: usize) -> Option<Position> {
+    let before = report.sections.get(section.checked_sub(1)?)?;
+    let is_same = before.database.is_some() && before.database == report.sections[section].database;
+    (is_same && !before.complete && before.statements > 0).then_some(before.at)
 }
 
 /// Everything that forbids to restore this section.

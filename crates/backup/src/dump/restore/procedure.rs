@@ -763,6 +763,23 @@ async fn plan(shared: &Shared, found: &Surroundings) -> Result<PlanDetails, Rest
             }
         }
     }
+    if let Ok(index) = shared.section
+        && let Some(at) = fitness::own_properties(&shared.report, index)
+    {
+        details = details.warning(format!(
+            "the dump sets properties of the database itself (ALTER DATABASE, from line {}), which are not restored: give them to {} yourself",
+            at.line,
+            shared.name()
+        ));
+    }
+    let unread = counts::unread(section);
+    if unread > 0 {
+        details = details.warning(format!(
+            "{} of the dump are named in {}, which is not understood here: their rows are restored and not compared",
+            count(unread, "table"),
+            section.encoding.as_deref().unwrap_or("an unknown encoding")
+        ));
+    }
     if let Some(manifest) = dump.manifest() {
         details = collation_warning(details, manifest);
         if manifest

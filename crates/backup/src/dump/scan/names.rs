@@ -1,5 +1,7 @@
 //! Names and words in the statements of a dump.
 
+use std::borrow::Cow;
+
 /// A table as a dump names it.
 #[derive(Debug, Clone, PartialEq, Eq, PartialOrd, Ord, Hash)]
 pub struct TableName {
@@ -50,6 +52,65 @@ pub fn quote_text(text: &str) -> String {
         format!("E'{}'", quoted.replace('\\', "\\\\"))
     } else {
         format!("'{quoted}'")
+    }
+}
+
+/// Single-byte encodings by PostgreSQL's names (documentation, "Character Set Support"). LATIN1 is not here: its
+/// bytes are the code points themselves.
+fn single_byte(encoding: &str) -> Option<&'static encoding_rs::Encoding> {
+    Some(match encoding {
+        "WIN1250" => encoding_rs::WINDOWS_1250,
+        "WIN" | "WIN1251" => encoding_rs::WINDOWS_1251,
+        "WIN1252" => encoding_rs::WINDOWS_1252,
+        "WIN1253" => encoding_rs::WINDOWS_1253,
+        "WIN1254" | "LATIN5" => encoding_rs::WINDOWS_1254,
+        "WIN1255" => encoding_rs::WINDOWS_1255,
+        "WIN1256" => encoding_rs::WINDOWS_1256,
+        "WIN1257" => encoding_rs::WINDOWS_1257,
+        "WIN1258" => encoding_rs::WINDOWS_1258,
+        "WIN866" | "ALT" => encoding_rs::IBM866,
+        "WIN874" => encoding_rs::WINDOWS_874,
+        "KOI8" | "KOI8R" => encoding_rs::KOI8_R,
+        "KOI8U" => encoding_rs::KOI8_U,
+        "LATIN2" => encoding_rs::ISO_8859_2,
+        "LATIN3" => encoding_rs::ISO_8859_3,
+        "LATIN4" => encoding_rs::ISO_8859_4,
+        "LATIN6" => encoding_rs::ISO_8859_10,
+        "LATIN7" => encoding_rs::ISO_8859_13,
+        "LATIN8" => encoding_rs::ISO_8859_14,
+        "LATIN9" => encoding_rs::ISO_8859_15,
+        "LATIN10" => encoding_rs::ISO_8859_16,
+        "ISO_8859_5" => encoding_rs::ISO_8859_5,
+        "ISO_8859_6" => encoding_rs::ISO_8859_6,
+        "ISO_8859_7" => encoding_rs::ISO_8859_7,
+        "ISO_8859_8" => encoding_rs::ISO_8859_8,
+        _ => return None,
+    })
+}
+
+/// Whether names in this encoding can be read.
+pub(crate) fn is_readable(encoding: Option<&str>) -> bool {
+    encoding.is_none_or(|encoding| matches!(encoding, "UTF8" | "LATIN1") || single_byte(encoding).is_some())
+}
+
+/// A piece of a dump in UTF-8, as far as its encoding is one that we read; else as it is.
+pub(super) fn decode<'a>(encoding: Option<&str>, bytes: &'a [u8]) -> Cow<'a, [u8]> {
+    let Some(encoding) = encoding.filter(|encoding| *encoding != "UTF8") else {
+        return Cow::Borrowed(bytes);
+    };
+    if bytes.is_ascii() {
+        return Cow::Borrowed(bytes);
+    }
+    if encoding == "LATIN1" {
+        let text: String = bytes.iter().map(|byte| char::from(*byte)).collect();
+        return Cow::Owned(text.into_bytes());
+    }
+    match single_byte(encoding) {
+        Some(decoder) => {
+            let (text, _) = decoder.decode_without_bom_handling(bytes);
+            Cow::Owned(text.into_owned().into_bytes())
+        }
+        None => Cow::Borrowed(bytes),
     }
 }
 
@@ -246,6 +307,28 @@ mod tests {
             assert_eq!(connect_target(line).as_deref(), Some(database), "{line}");
         }
         assert_eq!(connect_target("\\copy t from f"), None);
+    }
+
+    #[test]
+    fn names_are_read_in_the_encoding_of_the_dump() {
+        for (encoding, bytes) in [
+            (
+                "WIN1251",
+                &b"COPY public.\"\xd3\xf7\xb8\xf2\" (n) FROM stdin;"[..],
+            ),
+            ("KOI8R", b"COPY public.\"\xf5\xde\xa3\xd4\" (n) FROM stdin;"),
+        ] {
+            assert_eq!(
+                target_table(&decode(Some(encoding), bytes)),
+                Some(TableName::new("public", "Учёт")),
+                "{encoding}"
+            );
+        }
+        let text = "COPY public.\"Учёт\" FROM stdin;".as_bytes();
+        assert_eq!(decode(Some("UTF8"), text), text);
+        assert_eq!(decode(None, text), text);
+        assert_eq!(&*decode(Some("LATIN1"), b"\xe9"), "é".as_bytes());
+        assert!(!is_readable(Some("EUC_JP")) && is_readable(Some("WIN1251")));
     }
 
     #[test]

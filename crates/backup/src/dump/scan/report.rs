@@ -77,6 +77,8 @@ pub struct Section {
     pub owners: BTreeSet<String>,
     /// Roles that are given rights, or whose rights are set.
     pub grantees: BTreeSet<String>,
+    /// Roles that user mappings of foreign servers are for: needed whatever becomes of owners and rights.
+    pub mapped: BTreeSet<String>,
     /// Roles that it creates itself.
     pub roles_created: BTreeSet<String>,
     /// Databases that it creates or drops.
@@ -190,7 +192,13 @@ impl Visit for Builder {
     }
 
     fn statement_ended(&mut self, statement: &Statement<'_>) {
+        let as_written = statement.head;
         let section = self.section();
+        let decoded = names::decode(section.encoding.as_deref(), statement.head);
+        let statement = &Statement {
+            head: &decoded,
+            ..*statement
+        };
         section.statements += 1;
         if section.complete {
             section.after_end.get_or_insert(statement.at);
@@ -205,9 +213,11 @@ impl Visit for Builder {
                 let known = self
                     .inserting
                     .as_ref()
-                    .filter(|(prefix, _)| statement.head.starts_with(prefix));
+                    .filter(|(prefix, _)| as_written.starts_with(prefix));
                 if known.is_none() {
-                    self.inserting = insert_prefix(statement.head);
+                    self.inserting = insert_prefix(as_written).map(|(prefix, table)| {
+                        (prefix, names::target_table(statement.head).unwrap_or(table))
+                    });
                 }
                 if let Some((_, table)) = &self.inserting {
                     let section = self
@@ -354,7 +364,12 @@ fn look_at(section: &mut Section, statement: &Statement<'_>) {
                 "table" | "unlogged" => section.tables_created += 1,
                 "extension" => section.extensions.extend(name_at(exists)),
                 "schema" => section.schemas.extend(name_at(exists)),
-                "role" | "user" | "group" if word(2) != "mapping" => section.roles_created.extend(name_at(2)),
+                "user" if word(2) == "mapping" => {
+                    let place = if word(3) == "if" { 7 } else { 4 };
+                    let role = tokens.get(place).and_then(|token| role_name(token));
+                    section.mapped.extend(role);
+                }
+                "role" | "user" | "group" => section.roles_created.extend(name_at(2)),
                 "database" => {
                     section.databases.extend(name_at(2));
                     breaks = true;

@@ -38,6 +38,8 @@ pub struct Selection {
     pub no_owner: bool,
     /// Leave out who may do what.
     pub no_acl: bool,
+    /// Leave out subscriptions, which would be in the way of dropping the database.
+    pub no_subscriptions: bool,
     /// Roles to replace, by name.
     pub owner_map: BTreeMap<String, String>,
     /// Statements to run when all rows are there and before indexes, constraints and triggers are: masks.
@@ -166,6 +168,11 @@ impl Work {
             .is_none_or(|wanted| wanted == self.section && !self.ended)
     }
 
+    /// The encoding that the stream has chosen.
+    fn encoding(&self) -> Option<&str> {
+        self.builder.report().sections.last()?.encoding.as_deref()
+    }
+
     fn give_after_rows(&mut self) {
         if !std::mem::replace(&mut self.after_rows_done, true) {
             for statement in &self.selection.after_rows {
@@ -205,6 +212,14 @@ impl Work {
                 return Mode::Hold;
             }
         }
+        // Of one database of a stream: what is said of the database itself is not for the target.
+        let is_of_database = selection.section.is_some()
+            && matches!(keyword, "alter" | "comment" | "grant" | "revoke" | "security");
+        let is_of_subscription =
+            selection.no_subscriptions && matches!(keyword, "alter" | "comment" | "create" | "security");
+        if is_of_database || (is_of_subscription && is_small(&self.entry.kind)) {
+            return Mode::Hold;
+        }
         let changes_roles = !selection.owner_map.is_empty() || selection.no_owner;
         if changes_roles && matches!(keyword, "alter" | "grant" | "revoke" | "set") {
             return Mode::Hold;
@@ -222,8 +237,14 @@ impl Work {
 
     fn settled(&mut self, keyword: &str, held: &[u8], whole: bool) -> Mode {
         let selection = &self.selection;
+        if (selection.section.is_some() && is_about(keyword, held, "database"))
+            || (selection.no_subscriptions && is_about(keyword, held, "subscription"))
+        {
+            return Mode::Drop;
+        }
+        let decoded = names::decode(self.encoding(), held);
         if !selection.tables.is_empty() && !self.entry.kind.is_empty() && keyword != "set" {
-            let of_wanted = subject(keyword, held).is_some_and(|table| {
+            let of_wanted = subject(keyword, &decoded).is_some_and(|table| {
                 let owner = selection.owned_sequences.get(&table).unwrap_or(&table);
                 selection.names(owner) || selection.names(&table)
             });
@@ -232,14 +253,16 @@ impl Work {
             }
         }
         if self.entry.kind == "SCHEMA" && keyword == "create" && !selection.schemas.is_empty() {
-            let tokens = names::tokens(held);
-            let wanted = tokens
+            let tokens = names::tokens(&decoded);
+            let is_wanted = tokens
                 .get(2)
                 .and_then(|token| names::name(token))
-                .filter(|name| selection.schemas.contains(name));
-            if let Some(schema) = wanted {
-                let text = format!("CREATE SCHEMA IF NOT EXISTS {};", names::quote_name(&schema));
-                self.out.extend_from_slice(text.as_bytes());
+                .is_some_and(|name| selection.schemas.contains(&name));
+            // As it is written, in the encoding of the dump.
+            if is_wanted && let Some(schema) = names::tokens(held).get(2) {
+                self.out.extend_from_slice(b"CREATE SCHEMA IF NOT EXISTS ");
+                self.out.extend_from_slice(schema);
+                self.out.extend_from_slice(b";");
             }
             return Mode::Drop;
         }
@@ -292,8 +315,11 @@ impl Visit for Work {
             self.ended = true;
             self.entry = Entry::default();
         } else if text.starts_with(b"Name: ") || text.starts_with(b"Data for Name: ") {
-            let text = String::from_utf8_lossy(text);
-            if let Some(entry) = parse_entry(&text) {
+            let entry = {
+                let text = names::decode(self.encoding(), text);
+                parse_entry(&String::from_utf8_lossy(&text))
+            };
+            if let Some(entry) = entry {
                 self.entry = entry;
                 // Every table's rows come in one run, after the definitions and before what is built on rows.
                 match self.entry.kind.as_str() {
@@ -384,6 +410,28 @@ fn is_data(kind: &str) -> bool {
             | "MATERIALIZED VIEW DATA"
             | "STATISTICS DATA"
     )
+}
+
+/// Whether an entry is of a kind that may be about a subscription; functions and views need not be held back.
+fn is_small(kind: &str) -> bool {
+    matches!(
+        kind,
+        "" | "SUBSCRIPTION" | "SUBSCRIPTION TABLE" | "COMMENT" | "SECURITY LABEL"
+    )
+}
+
+/// Whether a statement is about an object of this kind: a database or a subscription.
+fn is_about(keyword: &str, statement: &[u8], kind: &str) -> bool {
+    let tokens = names::tokens(&statement[..statement.len().min(8192)]);
+    let after_on = || {
+        let on = tokens.iter().position(|token| token.eq_ignore_ascii_case(b"on"));
+        on.is_some_and(|on| names::is(tokens.get(on + 1), kind))
+    };
+    match keyword {
+        "alter" | "create" | "drop" => names::is(tokens.get(1), kind),
+        "comment" | "security" | "grant" | "revoke" => after_on(),
+        _ => false,
+    }
 }
 
 /// The table, or sequence, or view that a statement is about.

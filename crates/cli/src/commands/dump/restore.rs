@@ -8,7 +8,9 @@ use pgmahout_backup::dump::create::{self, CreateRequest};
 use pgmahout_backup::dump::location::Place;
 use pgmahout_backup::dump::manifest::{Contents, CountMode, Format, Options};
 use pgmahout_backup::dump::read::{Dump, OpenOptions, Source};
-use pgmahout_backup::dump::restore::{BackupFirst, CountRow, KIND, Mode, Restore, RestoreRequest, owner_map};
+use pgmahout_backup::dump::restore::{
+    BackupFirst, CountRow, KIND, Mode, Restore, RestoreError, RestoreRequest, owner_map,
+};
 use pgmahout_backup::dump::scan::{ScanReport, Selection, TableName};
 use pgmahout_backup::dump::verify;
 use pgmahout_config::Settings;
@@ -172,14 +174,38 @@ fn target(args: &Args, context: &Context) -> Result<ConnectionParameters, Failur
     if let Some(name) = named {
         return Ok(parameters.with_database(name));
     }
-    let says = args.connection.database.is_some()
-        || args.connection.dsn.is_some()
-        || context.environment.variable("PGDATABASE").is_some();
+    let environment = context.environment.variable("PGDATABASE").is_some();
+    let in_dsn = args.connection.dsn.as_deref().is_some_and(names_database);
+    if args.clean && !(args.connection.database.is_some() || in_dsn || environment) {
+        return Err(RestoreError::Usage {
+            what: "--clean does not say which database is to be replaced".to_owned(),
+            hint: format!(
+                "name it: pgmahout dump restore {} DATABASE --clean",
+                args.file.display()
+            ),
+        }
+        .into());
+    }
+    let says = args.connection.database.is_some() || args.connection.dsn.is_some() || environment;
     Ok(if says {
         parameters
     } else {
         parameters.with_database("postgres")
     })
+}
+
+/// Whether a connection string names a database.
+fn names_database(dsn: &str) -> bool {
+    match dsn.split_once("://") {
+        Some((_, rest)) => {
+            let (address, options) = rest.split_once('?').unwrap_or((rest, ""));
+            address.split_once('/').is_some_and(|(_, name)| !name.is_empty())
+                || options.split('&').any(|option| option.starts_with("dbname="))
+        }
+        None => dsn
+            .split_ascii_whitespace()
+            .any(|word| word.starts_with("dbname")),
+    }
 }
 
 fn table(text: &str) -> TableName {
