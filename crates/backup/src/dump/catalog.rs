@@ -174,9 +174,9 @@ impl Entry {
         };
         match manifest.verification.last_restore() {
             Some(test) if test.passed => Trust::Restored,
-            Some(_) => Trust::RestoreFailed,
-            None if manifest.verification.read_back_at.is_some() => Trust::ReadBack,
-            None => Trust::Unverified,
+            Some(test) if !test.restored => Trust::RestoreFailed,
+            _ if manifest.verification.read_back_at.is_some() => Trust::ReadBack,
+            _ => Trust::Unverified,
         }
     }
 

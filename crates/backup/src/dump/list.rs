@@ -6,7 +6,7 @@ use serde::Serialize;
 use super::catalog::{Bundle, Catalog, Entry, Trust};
 use super::error::DumpError;
 use super::location::Place;
-use super::manifest::{BundlePurpose, DumpManifest, RestoreTest};
+use super::manifest::{BundlePurpose, DumpManifest, RestoreTest, SkippedDatabase};
 
 /// One dump in a listing. Part of the JSON output: keys are only ever added.
 #[derive(Debug, Clone, PartialEq, Serialize)]
@@ -145,8 +145,9 @@ fn bundle(entry: &Bundle, catalog: &Catalog, place: &Place, now: Timestamp) -> B
         .iter()
         .map(|name| format!("its member \"{name}\" is missing"))
         .collect();
-    if let Err(error) = &entry.manifest {
-        warnings.push(error.to_string());
+    match &entry.manifest {
+        Err(error) => warnings.push(error.to_string()),
+        Ok(manifest) => warnings.extend(manifest.skipped.iter().map(SkippedDatabase::warning)),
     }
     BundleSummary {
         file: entry.file.clone(),

@@ -14,7 +14,7 @@ mod bundle;
 #[cfg(test)]
 mod tests;
 
-pub use bundle::{BundleManifest, BundlePurpose, Member, MemberRole};
+pub use bundle::{BundleManifest, BundlePurpose, Member, MemberRole, SkippedDatabase};
 #[cfg(test)]
 pub(crate) use tests::sample;
 
@@ -486,6 +486,8 @@ pub struct Companion {
 pub enum CompanionRole {
     /// Roles and tablespaces: SQL of `pg_dumpall --globals-only`.
     Globals,
+    /// What the server keeps about the database: owner, rights, comment, connection limit, settings.
+    Properties,
     /// Citus' metadata ([`crate::dump::citus`]).
     Citus,
     /// Of a later version of pgmahout.
@@ -521,6 +523,10 @@ pub struct RestoreTest {
     pub seconds: f64,
     /// Whether everything was as it should be.
     pub passed: bool,
+    /// Whether the dump came back whole, its rows compared; then, when the test did not pass, what it holds is
+    /// not what the user's assertions expect, and the dump is not to blame.
+    #[serde(default)]
+    pub restored: bool,
     /// The version of the server that it was restored into.
     #[serde(default)]
     pub server_version: String,

@@ -6,7 +6,7 @@ use pgmahout_backup::dump::manifest::DumpManifest;
 use pgmahout_testkit::postgres::Major;
 use rstest::rstest;
 
-use crate::dump_roundtrip::{dump, output, shop};
+use crate::dump_roundtrip::{dump, output, pgmahout, shop};
 
 fn manifest(directory: &Path) -> DumpManifest {
     let bytes = std::fs::read(directory.join("dump.manifest.json")).expect("a manifest");
@@ -110,11 +110,78 @@ async fn an_assertion_that_does_not_hold_fails_the_test_and_is_recorded() {
     assert_eq!(tests.len(), 3);
     assert!(tests.iter().all(|test| {
         !test.passed
+            && test.restored
             && test
                 .detail
                 .as_deref()
                 .is_some_and(|text| text.contains("orders are recent"))
     }));
+    let listed = pgmahout(&server, &directory, &["dump", "list", "--json"])
+        .run()
+        .await
+        .expect_status(0);
+    let listed: serde_json::Value = serde_json::from_str(&listed.stdout).expect("JSON");
+    assert_eq!(
+        listed["dumps"][0]["trust"], "read-back",
+        "what was expected is missing, not the dump: {listed}"
+    );
+}
+
+#[tokio::test]
+async fn expire_keeps_what_just_failed_its_test() {
+    let server = shop(Major::V15).await;
+    let directory = server.new_directory("dumps");
+    for name in ["p1", "p2", "p3"] {
+        dump(&server, &directory, &["create", "shop", name])
+            .run()
+            .await
+            .expect_status(0);
+    }
+    for name in ["p2", "p3"] {
+        dump(&server, &directory, &["verify", name, "--assert", "select false"])
+            .run()
+            .await
+            .expect_status(1);
+    }
+    for policy in [
+        &["--keep-within", "30d"][..],
+        &["--keep-daily", "7", "--keep-last", "5", "--remove-recent"],
+    ] {
+        pgmahout(&server, &directory, &["dump", "expire", ".", "--yes"])
+            .args(policy)
+            .run()
+            .await
+            .expect_status(0);
+        for name in ["p1", "p2", "p3"] {
+            assert!(directory.join(name).exists(), "{name} is gone with {policy:?}");
+        }
+    }
+}
+
+#[tokio::test]
+async fn a_dump_with_a_user_mapping_restores() {
+    let server = shop(Major::V15).await;
+    let directory = server.new_directory("dumps");
+    server
+        .sql("postgres", "CREATE ROLE app_owner; CREATE ROLE \"Odd One\"")
+        .await;
+    server
+        .sql(
+            "shop",
+            "CREATE EXTENSION postgres_fdw;
+             CREATE SERVER elsewhere FOREIGN DATA WRAPPER postgres_fdw;
+             CREATE USER MAPPING FOR app_owner SERVER elsewhere OPTIONS (user 'x');
+             CREATE USER MAPPING FOR \"Odd One\" SERVER elsewhere",
+        )
+        .await;
+    dump(&server, &directory, &["create", "shop", "dump"])
+        .run()
+        .await
+        .expect_status(0);
+    dump(&server, &directory, &["verify", "dump"])
+        .run()
+        .await
+        .expect_status(0);
 }
 
 #[tokio::test]

@@ -48,6 +48,7 @@ fn a_dump_is_trusted_as_far_as_its_evidence_goes() {
         at: restored.started_at,
         seconds: 1.0,
         passed: true,
+        restored: true,
         server_version: String::new(),
         tables_compared: 1,
         assertions: 0,
@@ -56,6 +57,7 @@ fn a_dump_is_trusted_as_far_as_its_evidence_goes() {
     restored.verification.restores = vec![
         RestoreTest {
             passed: false,
+            restored: false,
             ..test.clone()
         },
         test.clone(),
@@ -65,9 +67,15 @@ fn a_dump_is_trusted_as_far_as_its_evidence_goes() {
         test.clone(),
         RestoreTest {
             passed: false,
-            ..test
+            restored: false,
+            ..test.clone()
         },
     ];
+    let mut doubted = manifest("doubted.sql.gz", 7);
+    doubted.verification.restores = vec![RestoreTest {
+        passed: false,
+        ..test
+    }];
     let mut companion = manifest("companion.sql.gz", 3);
     companion.companions.push(Companion {
         role: CompanionRole::Globals,
@@ -86,6 +94,7 @@ fn a_dump_is_trusted_as_far_as_its_evidence_goes() {
         vec![
             item("restored.sql.gz", 100),
             item("failed.sql.gz", 100),
+            item("doubted.sql.gz", 100),
             item("companion.sql.gz", 100),
             item("never-read.sql.gz", 100),
             item("cut.sql.gz", 99),
@@ -95,6 +104,7 @@ fn a_dump_is_trusted_as_far_as_its_evidence_goes() {
         vec![
             of(restored),
             of(failed),
+            of(doubted),
             of(companion),
             of(never_read),
             of(manifest("cut.sql.gz", 5)),
@@ -111,6 +121,11 @@ fn a_dump_is_trusted_as_far_as_its_evidence_goes() {
     };
     assert_eq!(trust("restored.sql.gz"), Trust::Restored);
     assert_eq!(trust("failed.sql.gz"), Trust::RestoreFailed);
+    assert_eq!(
+        trust("doubted.sql.gz"),
+        Trust::ReadBack,
+        "an assertion that does not hold is not damage"
+    );
     assert_eq!(
         trust("companion.sql.gz"),
         Trust::Damaged,
@@ -207,6 +222,7 @@ fn a_bundle_goes_and_stays_as_a_whole() {
             member(MemberRole::Globals, "all.globals.sql.gz", None),
             member(MemberRole::Full, "all_shop.sql.gz", Some("shop")),
         ],
+        skipped: vec![],
     };
     let items = vec![item("all.globals.sql.gz", 100), item("all_shop.sql.gz", 100)];
     let whole = catalog(

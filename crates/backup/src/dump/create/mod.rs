@@ -19,6 +19,7 @@ mod outlet;
 mod pattern;
 mod preflight;
 mod programs;
+mod properties;
 mod readback;
 mod request;
 mod session;
@@ -39,11 +40,11 @@ use super::error::{DumpError, Problem};
 use super::location::{Place, default_file_name, ending, file_name_part};
 use super::manifest::{
     BUNDLE_SUFFIX, BundleManifest, BundlePurpose, CompanionRole, DumpManifest, Member, MemberRole, Options,
-    SCHEMA_VERSION, Tool,
+    SCHEMA_VERSION, SkippedDatabase, Tool,
 };
 use outlet::Treatment;
 pub use outlet::seal_context;
-use preflight::Ready;
+use preflight::{Databases, Ready};
 pub use request::{CreateRequest, Scope, Sealing, SetPart};
 use session::Session;
 use single::{Unpublished, Workshop};
@@ -100,6 +101,7 @@ pub async fn create(
         Scope::Set(parts) => Box::pin(set(&workshop, connection, &names, parts)).await?,
         Scope::AllDatabases => Box::pin(all(&workshop, connection, &names)).await?,
     };
+    preflight::sweep(&request.place);
     Ok(Created {
         place: request.place.clone(),
         dumps,
@@ -282,7 +284,15 @@ async fn set(
             .zip(&dumps)
             .map(|(part, dump)| member(part.role(), dump))
             .collect();
-        publish_bundle(request, names, BundlePurpose::Set, started_at, members).await
+        publish_bundle(
+            request,
+            names,
+            BundlePurpose::Set,
+            started_at,
+            members,
+            Vec::new(),
+        )
+        .await
     }
     .await;
     match outcome {
@@ -303,7 +313,13 @@ async fn set(
 async fn all(workshop: &Workshop<'_>, connection: Connection, names: &Names) -> Result<Bundled, DumpError> {
     let request = workshop.request;
     let started_at = Timestamp::now();
-    let databases = preflight::databases(&connection).await?;
+    let Databases {
+        dumped: databases,
+        skipped,
+    } = preflight::databases(&connection).await?;
+    for database in &skipped {
+        workshop.reporter.message(Level::Warning, &database.warning());
+    }
     let mut problems = Vec::new();
     for database in &databases {
         let name = names.member(&file_name_part(database));
@@ -368,7 +384,15 @@ async fn all(workshop: &Workshop<'_>, connection: Connection, names: &Names) -> 
     .role();
     members.extend(dumps.iter().map(|dump| member(role, dump)));
     globals.written.publish()?;
-    let bundle = publish_bundle(request, names, BundlePurpose::AllDatabases, started_at, members).await?;
+    let bundle = publish_bundle(
+        request,
+        names,
+        BundlePurpose::AllDatabases,
+        started_at,
+        members,
+        skipped,
+    )
+    .await?;
     Ok((dumps, Some(bundle)))
 }
 
@@ -389,6 +413,7 @@ async fn publish_bundle(
     purpose: BundlePurpose,
     started_at: Timestamp,
     members: Vec<Member>,
+    skipped: Vec<SkippedDatabase>,
 ) -> Result<(String, BundleManifest), DumpError> {
     let manifest = BundleManifest {
         schema_version: SCHEMA_VERSION,
@@ -398,6 +423,7 @@ async fn publish_bundle(
         started_at,
         finished_at: Timestamp::now(),
         members,
+        skipped,
     };
     let name = names.bundle();
     request.place.write(&name, manifest.to_vec()).await?;
@@ -409,7 +435,7 @@ async fn remove(place: &Place, dump: &DumpManifest) {
     let _ = place.remove(&DumpManifest::name_for(&dump.file)).await;
     let _ = place.remove(&dump.file).await;
     for companion in &dump.companions {
-        if matches!(companion.role, CompanionRole::Globals | CompanionRole::Citus) {
+        if companion.role != CompanionRole::Unknown {
             let _ = place.remove(&companion.file).await;
         }
     }

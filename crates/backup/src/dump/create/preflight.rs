@@ -9,12 +9,14 @@ use pgmahout_types::diagnostic::Outcome;
 
 use super::super::error::{DumpError, Problem};
 use super::super::location::Place;
-use super::super::manifest::{Contents, DumpManifest, Format};
+use super::super::manifest::{Contents, DumpManifest, Format, SkippedDatabase};
+use super::super::restore::fresh::{PREFIX as TEMPORARY_PREFIX, REPLACED_PREFIX};
 use super::programs::Programs;
 use super::request::{CreateRequest, Scope};
 
-/// Temporaries of ours that nobody holds open and that are older than this are swept up.
-const STALE_AFTER: std::time::Duration = std::time::Duration::from_hours(1);
+/// Temporaries of ours that nobody holds open and that are older than this are swept up: long enough for a
+/// process that just made one to lock it.
+const STALE_AFTER: std::time::Duration = std::time::Duration::from_secs(2);
 
 /// How different a database's name may be from the one that was asked for and still be suggested.
 const MOST_EDITS: usize = 3;
@@ -90,12 +92,16 @@ pub(super) async fn check(request: &CreateRequest, names: &[String]) -> Result<R
     }
 }
 
-async fn place_problems(request: &CreateRequest, names: &[String]) -> Vec<Problem> {
-    let mut problems = Vec::new();
-    if let Some(directory) = request.place.directory() {
-        // What a killed run left takes space and helps nobody. Whether that works is of no consequence.
+/// Removes what killed runs left: it takes space and helps nobody. Whether that works is of no consequence.
+pub(super) fn sweep(place: &Place) {
+    if let Some(directory) = place.directory() {
         let _ = remove_stale_temporaries(directory, STALE_AFTER);
     }
+}
+
+async fn place_problems(request: &CreateRequest, names: &[String]) -> Vec<Problem> {
+    let mut problems = Vec::new();
+    sweep(&request.place);
     for name in names {
         problems.extend(taken(&request.place, name, request.force).await);
     }
@@ -229,12 +235,21 @@ fn estimate(request: &CreateRequest, database_bytes: u64, previous: Option<&Dump
     (database_bytes.saturating_sub(CATALOGS) as f64 * (share + temporary)) as u64 + 64 * 1024
 }
 
-/// Databases of `--all-databases`, by name.
-pub(super) async fn databases(connection: &Connection) -> Result<Vec<String>, DumpError> {
+/// The databases of a server, for `--all-databases`.
+#[derive(Debug, PartialEq, Eq)]
+pub(super) struct Databases {
+    /// Those to dump, by name.
+    pub(super) dumped: Vec<String>,
+    /// Those that are not dumped though they are no templates.
+    pub(super) skipped: Vec<SkippedDatabase>,
+}
+
+/// Lists the databases of a server, and says which cannot or need not be dumped.
+pub(super) async fn databases(connection: &Connection) -> Result<Databases, DumpError> {
     let rows = connection
         .query(
-            "SELECT datname::text FROM pg_catalog.pg_database \
-             WHERE datallowconn AND NOT datistemplate ORDER BY datname",
+            "SELECT datname::text, datallowconn FROM pg_catalog.pg_database \
+             WHERE NOT datistemplate ORDER BY datname",
             &[],
         )
         .await
@@ -242,7 +257,29 @@ pub(super) async fn databases(connection: &Connection) -> Result<Vec<String>, Du
             doing: "list the databases",
             source,
         })?;
-    Ok(rows.iter().map(|row| row.get(0)).collect())
+    Ok(divide(rows.iter().map(|row| (row.get(0), row.get(1)))))
+}
+
+fn divide(databases: impl Iterator<Item = (String, bool)>) -> Databases {
+    let mut divided = Databases {
+        dumped: Vec::new(),
+        skipped: Vec::new(),
+    };
+    for (name, allows_connections) in databases {
+        let why = if name.starts_with(TEMPORARY_PREFIX) || name.starts_with(REPLACED_PREFIX) {
+            "an interrupted restore of pgmahout left it: look at it, then drop it"
+        } else if allows_connections {
+            divided.dumped.push(name);
+            continue;
+        } else {
+            "it does not allow connections: ALTER DATABASE .. ALLOW_CONNECTIONS true would"
+        };
+        divided.skipped.push(SkippedDatabase {
+            name,
+            why: why.to_owned(),
+        });
+    }
+    divided
 }
 
 /// When a snapshot is from the future, clocks differ; retention would be confused.
@@ -272,6 +309,34 @@ mod tests {
         assert_eq!(
             suggest("zzzzzzz", names()),
             "the server has \"billing\", \"shop\", \"postgres\", \"shop_test\""
+        );
+    }
+
+    #[test]
+    fn what_is_not_dumped_is_named() {
+        let divided = divide(
+            [
+                ("closed", false),
+                ("pgmahout_old_0123456789ab", true),
+                ("pgmahout_restore_0123456789ab", false),
+                ("shop", true),
+            ]
+            .map(|(name, allows)| (name.to_owned(), allows))
+            .into_iter(),
+        );
+        assert_eq!(divided.dumped, ["shop"]);
+        let skipped: Vec<(&str, bool)> = divided
+            .skipped
+            .iter()
+            .map(|it| (it.name.as_str(), it.why.contains("interrupted restore")))
+            .collect();
+        assert_eq!(
+            skipped,
+            [
+                ("closed", false),
+                ("pgmahout_old_0123456789ab", true),
+                ("pgmahout_restore_0123456789ab", true)
+            ]
         );
     }
 

@@ -5,12 +5,14 @@ use std::sync::Arc;
 
 use jiff::Timestamp;
 use pgmahout_durable::Overwrite;
+use pgmahout_postgres::sql::quote_qualified;
 use pgmahout_procedure::report::{Level, Reporter};
+use pgmahout_types::diagnostic::Outcome;
 use tokio_util::sync::CancellationToken;
 
 use super::super::catalog;
 use super::super::citus;
-use super::super::error::DumpError;
+use super::super::error::{DumpError, Problem};
 use super::super::location::{Place, Written};
 use super::super::manifest::{
     Companion, CompanionRole, CountMode, DumpManifest, Extent, Options, Precision, SCHEMA_VERSION, TableRows,
@@ -19,6 +21,7 @@ use super::super::manifest::{
 use super::archive::{Inside, Making, Stored};
 use super::outlet::{Passed, Treatment};
 use super::programs::Programs;
+use super::properties;
 use super::request::{CreateRequest, Scope};
 use super::session::Session;
 use super::tables::{self, Table};
@@ -105,8 +108,15 @@ impl Workshop<'_> {
             name,
             previous.as_ref().map(|previous| previous.content.bytes),
         );
+        self.check_exclusions(session, options).await?;
+        let expanded = tables::with_partitions(session.connection(), options)
+            .await
+            .map_err(|source| DumpError::Sql {
+                doing: "list the partitions",
+                source,
+            })?;
         let selected = if options.contents.has_rows() {
-            tables::select(session.connection(), options)
+            tables::select(session.connection(), &expanded)
                 .await
                 .map_err(|source| DumpError::Sql {
                     doing: "list the tables",
@@ -117,7 +127,7 @@ impl Workshop<'_> {
         };
         let stop_counting = self.cancellation.child_token();
         let dump = async {
-            let outcome = making.dump(options).await;
+            let outcome = making.dump(&expanded).await;
             if outcome.is_err() {
                 stop_counting.cancel();
             }
@@ -145,6 +155,18 @@ impl Workshop<'_> {
         manifest
             .warnings
             .extend(warnings::about(&manifest, tables, previous.as_ref(), maintenance));
+        let expected = selected.iter().filter_map(|table| table.estimate).sum();
+        manifest
+            .warnings
+            .extend(warnings::of_selection(&manifest, expected));
+        if manifest.server.in_recovery {
+            let unlogged: Vec<String> = selected
+                .iter()
+                .filter(|table| table.unlogged)
+                .map(|table| quote_qualified(&table.schema, &table.name))
+                .collect();
+            manifest.warnings.extend(warnings::of_standby(&unlogged));
+        }
         for warning in &manifest.warnings {
             self.reporter.message(Level::Warning, warning);
         }
@@ -155,6 +177,35 @@ impl Workshop<'_> {
             archive: stored.written,
             companions,
         })
+    }
+
+    /// A pattern of what is left out that matches nothing is a mistake: rows would be in the dump that nobody
+    /// wants there. Of all databases one may well lack what another has.
+    async fn check_exclusions(&self, session: &Session, options: &Options) -> Result<(), DumpError> {
+        if self.request.scope == Scope::AllDatabases {
+            return Ok(());
+        }
+        let unmatched = tables::without_a_match(session.connection(), options)
+            .await
+            .map_err(|source| DumpError::Sql {
+                doing: "look for what is left out",
+                source,
+            })?;
+        if unmatched.is_empty() {
+            return Ok(());
+        }
+        let database = &session.facts.database.name;
+        let problems = unmatched
+            .into_iter()
+            .map(|(option, pattern)| Problem {
+                what: format!("nothing in database \"{database}\" matches {option} '{pattern}'"),
+                hint: "check the spelling; names outside the search path need their schema, and upper case needs \
+                       double quotes"
+                    .to_owned(),
+                outcome: Outcome::Failed,
+            })
+            .collect();
+        Err(DumpError::Preflight { problems })
     }
 
     /// Globals as a file of their own, for a bundle.
@@ -261,6 +312,22 @@ impl Workshop<'_> {
                 .companions
                 .push(self.companion(CompanionRole::Globals, &name, &stored.passed));
             made.push((name, stored.written));
+        }
+        if with_globals || self.request.scope == Scope::AllDatabases {
+            let text = properties::statements(session.connection(), &manifest.options)
+                .await
+                .map_err(|source| DumpError::Sql {
+                    doing: "read the database's properties",
+                    source,
+                })?;
+            if let Some(text) = text {
+                let name = format!("{}.properties{ending}", manifest.file);
+                let stored = self.making(session, &name, None).text(text).await?;
+                manifest
+                    .companions
+                    .push(self.companion(CompanionRole::Properties, &name, &stored.passed));
+                made.push((name, stored.written));
+            }
         }
         if session.facts.has_citus {
             let metadata = citus::read(session.connection())

@@ -4,7 +4,7 @@
 //! counted in SQL by a second session that sees the dump's snapshot, smallest tables first, until the time
 //! budget is used up; what is left keeps the planner's estimate and is marked so.
 
-use std::collections::BTreeSet;
+use std::collections::{BTreeMap, BTreeSet};
 use std::time::{Duration, Instant};
 
 use tokio_postgres::error::SqlState;
@@ -31,15 +31,145 @@ pub(super) struct Table {
     /// Whether an extension made it: its rows are configuration, restored in part by `CREATE EXTENSION`,
     /// and not to be compared.
     pub(super) of_extension: bool,
+    /// Whether it is unlogged: a standby has no rows of it.
+    pub(super) unlogged: bool,
 }
 
-/// Whether a name without a schema means the table, on the path `$7`: `pg_table_is_visible` for a search path
+/// Patterns as arrays for [`matches`]: schemas and names.
+fn taken_apart(patterns: &[String]) -> (Vec<Option<String>>, Vec<String>) {
+    patterns
+        .iter()
+        .map(|text| Pattern::parse(text))
+        .map(|pattern| (pattern.schema, pattern.name))
+        .unzip()
+}
+
+/// The condition that a table `c` in a namespace `n` matches one of the patterns in two parameters. A name
+/// without a schema means what it means on the path in a third one: `pg_table_is_visible` for a search path
 /// that is not in force.
-const VISIBLE: &str = "(n.nspname OPERATOR(pg_catalog.=) ANY ($7::name[]) AND NOT EXISTS ( \
-    SELECT FROM pg_catalog.pg_class o JOIN pg_catalog.pg_namespace m ON m.oid OPERATOR(pg_catalog.=) o.relnamespace \
-    WHERE o.relname OPERATOR(pg_catalog.=) c.relname \
-      AND pg_catalog.array_position($7::name[], m.nspname) \
-          OPERATOR(pg_catalog.<) pg_catalog.array_position($7::name[], n.nspname)))";
+fn matches(schemas: u8, names: u8, path: u8) -> String {
+    format!(
+        "EXISTS (SELECT FROM ROWS FROM (pg_catalog.unnest(${schemas}::text[]), pg_catalog.unnest(${names}::text[])) \
+         AS p(schema, name) \
+         WHERE c.relname OPERATOR(pg_catalog.~) p.name COLLATE pg_catalog.default \
+           AND CASE WHEN p.schema IS NULL THEN n.nspname OPERATOR(pg_catalog.=) ANY (${path}::name[]) AND NOT EXISTS ( \
+                        SELECT FROM pg_catalog.pg_class o \
+                        JOIN pg_catalog.pg_namespace m ON m.oid OPERATOR(pg_catalog.=) o.relnamespace \
+                        WHERE o.relname OPERATOR(pg_catalog.=) c.relname \
+                          AND pg_catalog.array_position(${path}::name[], m.nspname) \
+                              OPERATOR(pg_catalog.<) pg_catalog.array_position(${path}::name[], n.nspname)) \
+                    ELSE n.nspname OPERATOR(pg_catalog.~) p.schema COLLATE pg_catalog.default END)"
+    )
+}
+
+/// How many names go into one pattern.
+const NAMES_IN_A_PATTERN: usize = 200;
+
+/// The options with the partitions of the tables that are named. pg_dump takes a pattern for the partitioned
+/// table alone, which has no rows itself (`--table-and-children` is of PostgreSQL 16, and only of its own
+/// programs).
+///
+/// Included are all tables that inherit from one that is named, since a query of it shows their rows; rows are
+/// left out of partitions only.
+pub(super) async fn with_partitions(client: &Client, options: &Options) -> Result<Options, Error> {
+    let mut expanded = options.clone();
+    expanded
+        .tables
+        .extend(below(client, &options.tables, false).await?);
+    expanded
+        .exclude_table_data
+        .extend(below(client, &options.exclude_table_data, true).await?);
+    Ok(expanded)
+}
+
+/// Patterns of exactly the tables that inherit, directly or not, from those that the patterns match.
+async fn below(client: &Client, patterns: &[String], only_partitions: bool) -> Result<Vec<String>, Error> {
+    if patterns.is_empty() {
+        return Ok(Vec::new());
+    }
+    let path = usual_path(client).await?;
+    let (schemas, names) = taken_apart(patterns);
+    let rows = client
+        .query(
+            &format!(
+                "WITH RECURSIVE named AS ( \
+                     SELECT c.oid FROM pg_catalog.pg_class c \
+                     JOIN pg_catalog.pg_namespace n ON n.oid = c.relnamespace \
+                     WHERE c.relkind IN ('r', 'p') AND {named}), \
+                 below(oid) AS ( \
+                     SELECT oid FROM named \
+                     UNION \
+                     SELECT i.inhrelid FROM pg_catalog.pg_inherits i \
+                     JOIN below b ON b.oid = i.inhparent \
+                     JOIN pg_catalog.pg_class c ON c.oid = i.inhrelid \
+                     WHERE c.relispartition OR NOT $4) \
+                 SELECT n.nspname::text, c.relname::text FROM below b \
+                 JOIN pg_catalog.pg_class c ON c.oid = b.oid \
+                 JOIN pg_catalog.pg_namespace n ON n.oid = c.relnamespace \
+                 WHERE b.oid NOT IN (SELECT oid FROM named) ORDER BY 1, 2",
+                named = matches(1, 2, 3),
+            ),
+            &[&schemas, &names, &path, &only_partitions],
+        )
+        .await?;
+    let mut by_schema: BTreeMap<String, Vec<String>> = BTreeMap::new();
+    for row in rows {
+        by_schema
+            .entry(row.get(0))
+            .or_default()
+            .push(quoted(&row.get::<_, String>(1)));
+    }
+    Ok(by_schema
+        .iter()
+        .flat_map(|(schema, names)| {
+            names
+                .chunks(NAMES_IN_A_PATTERN)
+                .map(|names| format!("{}.({})", quoted(schema), names.join("|")))
+        })
+        .collect())
+}
+
+/// The patterns of what is left out that match nothing, each with its option. pg_dump's `--strict-names` is
+/// only for what is included.
+pub(super) async fn without_a_match(
+    client: &Client,
+    options: &Options,
+) -> Result<Vec<(&'static str, String)>, Error> {
+    let path = usual_path(client).await?;
+    let mut unmatched = Vec::new();
+    for (option, patterns) in [
+        ("--exclude-table", &options.exclude_tables),
+        ("--exclude-table-data", &options.exclude_table_data),
+    ] {
+        for pattern in patterns {
+            let (schemas, names) = taken_apart(std::slice::from_ref(pattern));
+            let question = format!(
+                "SELECT EXISTS (SELECT FROM pg_catalog.pg_class c \
+                 JOIN pg_catalog.pg_namespace n ON n.oid = c.relnamespace \
+                 WHERE c.relkind IN ('r', 'p', 'f', 'v', 'm', 'S') AND {})",
+                matches(1, 2, 3)
+            );
+            if !client
+                .query_one(&question, &[&schemas, &names, &path])
+                .await?
+                .get::<_, bool>(0)
+            {
+                unmatched.push((option, pattern.clone()));
+            }
+        }
+    }
+    for pattern in &options.exclude_schemas {
+        let question = "SELECT EXISTS (SELECT FROM pg_catalog.pg_namespace n \
+                        WHERE n.nspname OPERATOR(pg_catalog.~) $1 COLLATE pg_catalog.default)";
+        let row = client
+            .query_one(question, &[&Pattern::parse(pattern).name])
+            .await?;
+        if !row.get::<_, bool>(0) {
+            unmatched.push(("--exclude-schema", pattern.clone()));
+        }
+    }
+    Ok(unmatched)
+}
 
 /// The schemas on the role's usual search path in this database, which our sessions do not use.
 async fn usual_path(client: &Client) -> Result<Vec<String>, Error> {
@@ -64,37 +194,22 @@ async fn usual_path(client: &Client) -> Result<Vec<String>, Error> {
 /// Whether pg_dump really put a table's rows into the archive is known only afterwards (it leaves out
 /// unlogged tables on a standby, for example); callers then drop what is not in it.
 pub(super) async fn select(client: &Client, options: &Options) -> Result<Vec<Table>, Error> {
-    let arrays = |patterns: &[String]| -> (Vec<Option<String>>, Vec<String>) {
-        patterns
-            .iter()
-            .map(|text| Pattern::parse(text))
-            .map(|pattern| (pattern.schema, pattern.name))
-            .unzip()
-    };
     let names = |patterns: &[String]| -> Vec<String> {
         patterns.iter().map(|text| Pattern::parse(text).name).collect()
     };
     let path = usual_path(client).await?;
-    let (include_schemas, include_names) = arrays(&options.tables);
+    let (include_schemas, include_names) = taken_apart(&options.tables);
     let mut excluded = options.exclude_tables.clone();
     excluded.extend(options.exclude_table_data.iter().cloned());
-    let (exclude_schemas, exclude_names) = arrays(&excluded);
-    let matches = |schemas: u8, names: u8| {
-        format!(
-            "EXISTS (SELECT FROM ROWS FROM (pg_catalog.unnest(${schemas}::text[]), pg_catalog.unnest(${names}::text[])) \
-             AS p(schema, name) \
-             WHERE c.relname OPERATOR(pg_catalog.~) p.name COLLATE pg_catalog.default \
-               AND CASE WHEN p.schema IS NULL THEN {VISIBLE} \
-                        ELSE n.nspname OPERATOR(pg_catalog.~) p.schema COLLATE pg_catalog.default END)"
-        )
-    };
+    let (exclude_schemas, exclude_names) = taken_apart(&excluded);
     let rows = client
         .query(
             &format!(
                 "SELECT c.oid, n.nspname::text, c.relname::text, c.relpages, c.reltuples, \
                         EXISTS (SELECT FROM pg_catalog.pg_depend d \
                                 WHERE d.classid = 'pg_catalog.pg_class'::regclass AND d.objid = c.oid \
-                                  AND d.deptype = 'e') \
+                                  AND d.deptype = 'e'), \
+                        c.relpersistence = 'u' \
                  FROM pg_catalog.pg_class c JOIN pg_catalog.pg_namespace n ON n.oid = c.relnamespace \
                  WHERE c.relkind = 'r' AND c.relpersistence <> 't' \
                    AND n.nspname NOT IN ('pg_catalog', 'information_schema') \
@@ -109,8 +224,8 @@ pub(super) async fn select(client: &Client, options: &Options) -> Result<Vec<Tab
                        END \
                    AND NOT {excluded} \
                  ORDER BY 2, 3",
-                included = matches(2, 1),
-                excluded = matches(4, 3),
+                included = matches(2, 1, 7),
+                excluded = matches(4, 3, 7),
             ),
             &[
                 &include_names,
@@ -134,6 +249,7 @@ pub(super) async fn select(client: &Client, options: &Options) -> Result<Vec<Tab
                 pages: row.get(3),
                 estimate: (tuples >= 0.0).then_some(tuples as u64),
                 of_extension: row.get(5),
+                unlogged: row.get(6),
             }
         })
         .collect())

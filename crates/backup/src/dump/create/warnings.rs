@@ -1,5 +1,7 @@
 //! What about a finished dump should make a person look twice.
 
+use std::fmt::Write as _;
+
 use pgmahout_types::Bytes;
 
 use super::super::manifest::{Contents, DumpManifest};
@@ -44,6 +46,49 @@ pub(super) fn about(
         ));
     }
     warnings
+}
+
+/// Warns of a selection that came out empty. `expected`: how many rows the planner thinks the selected tables
+/// have.
+pub(super) fn of_selection(manifest: &DumpManifest, expected: u64) -> Option<String> {
+    let options = &manifest.options;
+    if !options.contents.has_rows() || (options.tables.is_empty() && options.schemas.is_empty()) {
+        return None;
+    }
+    let database = &manifest.database.name;
+    if manifest.tables.is_empty() {
+        return Some(format!(
+            "the dump of {database} holds the rows of no table: do the patterns name only views, foreign tables, or \
+             tables that have no partitions?"
+        ));
+    }
+    let (rows, exact) = manifest.total_rows();
+    (exact && rows == 0 && expected > 0).then(|| {
+        format!(
+            "the dump of {database} holds no row, though the selected tables had about {expected} when they were \
+             last analysed: are they the right ones?"
+        )
+    })
+}
+
+/// Warns of tables that a standby cannot give.
+pub(super) fn of_standby(unlogged: &[String]) -> Option<String> {
+    const SHOWN: usize = 20;
+    if unlogged.is_empty() {
+        return None;
+    }
+    let mut names = unlogged
+        .iter()
+        .take(SHOWN)
+        .cloned()
+        .collect::<Vec<_>>()
+        .join(", ");
+    if unlogged.len() > SHOWN {
+        let _ = write!(names, " and {} more", unlogged.len() - SHOWN);
+    }
+    Some(format!(
+        "a standby has no rows of unlogged tables, so they are not in this dump: {names}; dump them from the primary"
+    ))
 }
 
 #[cfg(test)]

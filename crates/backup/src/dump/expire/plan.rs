@@ -3,19 +3,30 @@
 //!
 //! Rules of its own, beside the policy's:
 //!
-//! * Only sound dumps take a place: a broken one never pushes a sound one out of its day, week or month.
+//! * Only sound dumps take a place: an unsound one never counts, and never pushes a sound one out of its day,
+//!   week or month.
+//! * An unsound dump stays as long as a sound one in its place would: within `--keep-within`, while fewer than
+//!   `--keep-last` sound ones are newer, and in a day, week or month of the policy that has no sound one. A
+//!   verdict may be wrong, and of a broken dump something can often be rescued.
+//! * Nothing that is newer than the newest sound dump of its series goes.
+//! * Nothing goes that is younger than [`RECENT`], unless that was asked for.
 //! * The newest sound dump of each series stays, whatever the policy.
 //! * The newest sound dump of each database stays, in whichever series it is.
 //! * Where a series has no sound dump at all, nothing of it is removed: broken dumps may be all there is.
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::fmt;
+use std::time::Duration;
 
 use jiff::Timestamp;
 use jiff::civil::Date;
 use jiff::tz::TimeZone;
 
 use super::policy::{Age, Policy};
+
+/// What is younger than this stays, unless the policy says otherwise: a verdict on a dump that was just made
+/// may still be wrong, and so may be a policy that was just written.
+pub const RECENT: Duration = Duration::from_hours(24);
 
 /// A database of a server.
 #[derive(Debug, Clone, PartialEq, Eq, PartialOrd, Ord, Hash)]
@@ -60,10 +71,14 @@ pub enum Reason {
     Within,
     /// The newest sound dump of its series.
     NewestSound,
+    /// Not sound, but newer than every sound dump of its series.
+    NewerThanSound,
     /// The newest sound dump of a database.
     OnlySoundOfDatabase,
     /// No dump of its series is known to be sound.
     NoneSound,
+    /// Younger than [`RECENT`].
+    Recent,
 }
 
 impl fmt::Display for Reason {
@@ -74,7 +89,9 @@ impl fmt::Display for Reason {
             Self::Weekly => "weekly",
             Self::Monthly => "monthly",
             Self::Within => "within",
+            Self::Recent => "younger than a day",
             Self::NewestSound => "newest sound",
+            Self::NewerThanSound => "newer than every sound one",
             Self::OnlySoundOfDatabase => "newest sound of a database",
             Self::NoneSound => "no sound dump to take its place",
         })
@@ -131,10 +148,9 @@ fn decide_series(decisions: &mut [Decision], policy: &Policy, now: Timestamp, zo
         }
         return;
     }
-    let mut sound: Vec<&mut Decision> = decisions
+    let (mut sound, mut unsound): (Vec<&mut Decision>, Vec<&mut Decision>) = decisions
         .iter_mut()
-        .filter(|decision| decision.candidate.sound)
-        .collect();
+        .partition(|decision| decision.candidate.sound);
     if let Some(newest) = sound.first_mut() {
         newest.keep.insert(Reason::NewestSound);
     }
@@ -142,41 +158,77 @@ fn decide_series(decisions: &mut [Decision], policy: &Policy, now: Timestamp, zo
         decision.keep.insert(Reason::Last);
     }
     let date = |decision: &Decision| decision.candidate.taken_at.to_zoned(zone.clone()).date();
-    keep_by_period(&mut sound, policy.daily, Reason::Daily, |decision| date(decision));
-    keep_by_period(&mut sound, policy.weekly, Reason::Weekly, |decision| {
-        monday_of(date(decision))
-    });
-    keep_by_period(&mut sound, policy.monthly, Reason::Monthly, |decision| {
-        date(decision).first_of_month()
-    });
-    if let Some(Age(age)) = policy.within {
-        let oldest = now.checked_sub(age).unwrap_or(Timestamp::MIN);
-        for decision in &mut sound {
-            if decision.candidate.taken_at >= oldest {
-                decision.keep.insert(Reason::Within);
-            }
+    keep_by_period(
+        &mut sound,
+        &mut unsound,
+        policy.daily,
+        Reason::Daily,
+        |decision| date(decision),
+    );
+    keep_by_period(
+        &mut sound,
+        &mut unsound,
+        policy.weekly,
+        Reason::Weekly,
+        |decision| monday_of(date(decision)),
+    );
+    keep_by_period(
+        &mut sound,
+        &mut unsound,
+        policy.monthly,
+        Reason::Monthly,
+        |decision| date(decision).first_of_month(),
+    );
+    keep_unsound(&sound, &mut unsound, policy.last as usize);
+    let since = |age: Duration| now.checked_sub(age).unwrap_or(Timestamp::MIN);
+    for decision in sound.into_iter().chain(unsound) {
+        let taken_at = decision.candidate.taken_at;
+        if policy.within.is_some_and(|Age(age)| taken_at >= since(age)) {
+            decision.keep.insert(Reason::Within);
+        }
+        if !policy.remove_recent && taken_at > since(RECENT) {
+            decision.keep.insert(Reason::Recent);
         }
     }
 }
 
-/// Keeps the newest of each of the newest `count` periods that have one.
+/// Keeps what is not sound while fewer than `last` sound ones are newer.
+fn keep_unsound(sound: &[&mut Decision], unsound: &mut [&mut Decision], last: usize) {
+    for decision in unsound {
+        let newer = sound
+            .iter()
+            .take_while(|other| other.candidate.taken_at > decision.candidate.taken_at)
+            .count();
+        if newer < last {
+            decision.keep.insert(Reason::Last);
+        }
+        if newer == 0 {
+            decision.keep.insert(Reason::NewerThanSound);
+        }
+    }
+}
+
+/// Keeps the newest sound one of each of the newest `count` periods that have one, and of the periods in
+/// between, and before them while there are fewer, all that have no sound one.
 fn keep_by_period(
     sound: &mut [&mut Decision],
+    unsound: &mut [&mut Decision],
     count: u32,
     reason: Reason,
     period_of: impl Fn(&Decision) -> Date,
 ) {
+    let count = count as usize;
     let mut periods = BTreeSet::new();
     for decision in sound {
+        if periods.insert(period_of(decision)) && periods.len() <= count {
+            decision.keep.insert(reason);
+        }
+    }
+    for decision in unsound {
         let period = period_of(decision);
-        if periods.contains(&period) {
-            continue;
+        if !periods.contains(&period) && periods.range(period..).count() < count {
+            decision.keep.insert(reason);
         }
-        if periods.len() >= count as usize {
-            break;
-        }
-        periods.insert(period);
-        decision.keep.insert(reason);
     }
 }
 

@@ -17,6 +17,8 @@ pub struct Policy {
     pub monthly: u32,
     /// All that are not older than this.
     pub within: Option<Age>,
+    /// Whether also what is younger than [`RECENT`](super::plan::RECENT) may go.
+    pub remove_recent: bool,
 }
 
 impl Default for Policy {
@@ -28,6 +30,7 @@ impl Default for Policy {
             weekly: 4,
             monthly: 12,
             within: None,
+            remove_recent: false,
         }
     }
 }
@@ -40,6 +43,7 @@ impl Policy {
         weekly: 0,
         monthly: 0,
         within: None,
+        remove_recent: false,
     };
 
     /// Whether no rule would keep anything.

@@ -22,6 +22,25 @@ pub struct BundleManifest {
     pub finished_at: Timestamp,
     /// The dumps, in the order in which a restore of everything takes them: globals first.
     pub members: Vec<Member>,
+    /// Databases of the server that are not in it, templates aside.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    pub skipped: Vec<SkippedDatabase>,
+}
+
+/// A database that `--all-databases` left out.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct SkippedDatabase {
+    /// Its name.
+    pub name: String,
+    /// Why, for people.
+    pub why: String,
+}
+
+impl SkippedDatabase {
+    /// What a person is told about it.
+    pub fn warning(&self) -> String {
+        format!("database \"{}\" is not dumped: {}", self.name, self.why)
+    }
 }
 
 impl BundleManifest {

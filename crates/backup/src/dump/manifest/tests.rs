@@ -110,6 +110,7 @@ fn the_two_kinds_are_told_apart() {
         started_at: Timestamp::UNIX_EPOCH,
         finished_at: Timestamp::UNIX_EPOCH,
         members: vec![],
+        skipped: vec![],
     };
     let read = AnyManifest::from_slice(&bundle.to_vec()).expect("reads");
     assert_eq!(read, AnyManifest::Bundle(bundle.clone()));

@@ -533,3 +533,22 @@ proptest! {
         prop_assert!(report.sections.len() == 1 && report.sections[0].metas.is_empty(), "{:?} became {:?}", text, out);
     }
 }
+
+#[test]
+fn roles_of_user_mappings_are_needed() {
+    let mut text = DUMP.to_owned();
+    text.insert_str(
+        text.find("--\n-- PostgreSQL database dump complete")
+            .expect("the mark"),
+        "CREATE USER MAPPING FOR app_owner SERVER elsewhere OPTIONS (\n    \"user\" 'x'\n);\n\
+         CREATE USER MAPPING FOR PUBLIC SERVER elsewhere;\n\
+         CREATE USER MAPPING IF NOT EXISTS FOR \"Odd One\" SERVER elsewhere;\n",
+    );
+    let report = scan(text.as_bytes());
+    let section = &report.sections[0];
+    assert_eq!(
+        section.mapped,
+        ["Odd One".to_owned(), "app_owner".to_owned()].into()
+    );
+    assert!(section.roles_created.is_empty(), "{:?}", section.roles_created);
+}

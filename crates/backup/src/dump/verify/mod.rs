@@ -8,6 +8,7 @@
 //! that a dump with owners and rights restores as it is. In somebody else's server nothing is created but
 //! the temporary database; owners and rights are left out.
 
+use std::collections::BTreeSet;
 use std::path::PathBuf;
 use std::sync::Arc;
 use std::time::Instant;
@@ -94,20 +95,24 @@ pub async fn verify(
             at: Timestamp::now(),
             seconds,
             passed: true,
+            restored: true,
             server_version: outcome.server_version.to_string(),
             tables_compared: outcome.counts.len() as u64,
             assertions: outcome.assertions as u64,
             detail: None,
         },
-        Err(error) if blames_the_dump(error) => RestoreTest {
-            at: Timestamp::now(),
-            seconds,
-            passed: false,
-            server_version: String::new(),
-            tables_compared: 0,
-            assertions: 0,
-            detail: Some(error.to_string()),
-        },
+        Err(error) if blames_the_dump(error) || matches!(error, RestoreError::Assertions { .. }) => {
+            RestoreTest {
+                at: Timestamp::now(),
+                seconds,
+                passed: false,
+                restored: !blames_the_dump(error),
+                server_version: String::new(),
+                tables_compared: 0,
+                assertions: 0,
+                detail: Some(error.to_string()),
+            }
+        }
         Err(_) => return outcome,
     };
     let recorded = record(dump, test).await;
@@ -130,16 +135,54 @@ pub async fn verify(
     }
 }
 
-/// Whether an error says something about the dump, not about where it was tried.
+/// Whether an error says something about the dump, not about where it was tried, nor about what is expected of
+/// its rows. A dump that is blamed counts for nothing in retention, so in doubt it is not.
 fn blames_the_dump(error: &RestoreError) -> bool {
-    matches!(
-        error,
-        RestoreError::Damaged { .. }
-            | RestoreError::Refused { .. }
-            | RestoreError::ProgramFailed { .. }
-            | RestoreError::Mismatch { .. }
-            | RestoreError::Assertions { .. }
-    )
+    match error {
+        RestoreError::Damaged { .. } | RestoreError::Mismatch { .. } => true,
+        RestoreError::ProgramFailed { stderr, .. } => {
+            !stderr.iter().any(|line| blames_the_place(line))
+                && stderr.iter().any(|line| line.contains("ERROR:"))
+        }
+        _ => false,
+    }
+}
+
+/// Whether a message of a program or of the server tells of what the place of the test lacks: a role, an
+/// extension, a library, a locale, rights, space, memory, or the server itself (PostgreSQL documentation,
+/// appendix "PostgreSQL Error Codes": classes 08, 53, 57 and 58 in the words of the source).
+fn blames_the_place(message: &str) -> bool {
+    const WORDS: [&str; 24] = [
+        "No space left on device",
+        "Disk quota exceeded",
+        "Input/output error",
+        "could not extend file",
+        "could not write",
+        "could not open extension control file",
+        "could not access file",
+        "could not load library",
+        "is not available",
+        "must be loaded via",
+        "invalid locale name",
+        "permission denied",
+        "must be owner",
+        "must be superuser",
+        "must be able to SET ROLE",
+        "must be member of role",
+        "out of memory",
+        "out of shared memory",
+        "remaining connection slots",
+        "terminating connection",
+        "server closed the connection",
+        "connection to server",
+        "could not connect",
+        "unrecognized configuration parameter",
+    ];
+    let missing = message.contains("does not exist")
+        && ["role \"", "tablespace \""]
+            .iter()
+            .any(|word| message.contains(word));
+    missing || message.contains("canceling statement") || WORDS.iter().any(|word| message.contains(word))
 }
 
 /// Records a dump whose reading already failed: [`Dump::inspect`] gave this error.
@@ -154,6 +197,7 @@ pub async fn record_failure(dump: &Dump, error: &RestoreError) -> Result<bool, R
         at: Timestamp::now(),
         seconds: 0.0,
         passed: false,
+        restored: false,
         server_version: String::new(),
         tables_compared: 0,
         assertions: 0,
@@ -243,7 +287,8 @@ async fn in_private(
 
 /// Roles and tablespaces that the dump takes for granted.
 async fn furnish(administration: &Connection, section: &Section) -> Result<(), RestoreError> {
-    for role in section.owners.union(&section.grantees) {
+    let named = section.owners.iter().chain(&section.grantees);
+    for role in named.chain(&section.mapped).collect::<BTreeSet<_>>() {
         let role = quote_identifier(role);
         // Those that are there, such as postgres, are there.
         let statement = format!(
@@ -323,6 +368,7 @@ fn prepare(
             selection: Selection {
                 no_owner: is_foreign,
                 no_acl: is_foreign,
+                no_subscriptions: true,
                 ..Selection::default()
             },
             database: request.database.clone(),
@@ -396,5 +442,59 @@ async fn ask(connection: &Connection, assertion: &Assertion) -> Result<(), Strin
         Some(Some(value)) if value == "t" => Ok(()),
         Some(Some(value)) if value == "f" => Err("it is false".to_owned()),
         Some(Some(value)) => Err(format!("it returned {value}, which is not true or false")),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn failed(lines: &[&str]) -> RestoreError {
+        RestoreError::ProgramFailed {
+            program: "psql",
+            target: None,
+            stderr: lines.iter().map(|line| (*line).to_owned()).collect(),
+            hint: None,
+        }
+    }
+
+    #[test]
+    fn what_the_place_of_the_test_lacks_is_not_the_fault_of_the_dump() {
+        for lines in [
+            &["psql:<stdin>:5: ERROR:  role \"app_owner\" does not exist"][..],
+            &["ERROR:  extension \"postgis\" is not available"],
+            &["ERROR:  could not extend file \"base/1/2\": No space left on device"],
+            &["ERROR:  could not access file \"$libdir/timescaledb\": No such file or directory"],
+            &[
+                "ERROR:  syntax error",
+                "PANIC:  could not write to file: No space left on device",
+            ],
+            &["server closed the connection unexpectedly"],
+            &["ERROR:  permission denied to create extension \"file_fdw\""],
+            &["Killed"],
+            &[],
+        ] {
+            assert!(!blames_the_dump(&failed(lines)), "{lines:?}");
+        }
+        let assertion = RestoreError::Assertions {
+            failed: vec!["select false".to_owned()],
+        };
+        assert!(!blames_the_dump(&assertion));
+    }
+
+    #[test]
+    fn errors_of_its_own_statements_are_the_fault_of_the_dump() {
+        for line in [
+            "psql:<stdin>:5: ERROR:  syntax error at or near \"CREAT\"",
+            "ERROR:  relation \"orders\" does not exist",
+            "ERROR:  could not create unique index \"orders_pkey\"",
+        ] {
+            assert!(blames_the_dump(&failed(&[line])), "{line}");
+        }
+        let damaged = RestoreError::Damaged {
+            what: "dump".to_owned(),
+            why: "it was cut".to_owned(),
+        };
+        assert!(blames_the_dump(&damaged));
     }
 }

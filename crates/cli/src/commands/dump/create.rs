@@ -183,6 +183,13 @@ async fn request(args: &Args, settings: &Settings, context: &Context) -> Result<
             }
             (Place::Repository(repository.clone()), file.clone())
         }
+        (None, Some(file)) if file == "-" => {
+            return Err(Failure::new(
+                Outcome::Usage,
+                "a dump is not written to standard output: it would have no manifest, and could not be read back",
+            )
+            .hint("name a file; for one called - write ./-; for a stream to another server: pgmahout dump copy"));
+        }
         (None, Some(file)) => {
             let (place, name) = place::path(file)?;
             (place, Some(name))
@@ -317,6 +324,9 @@ fn render(created: &Created, context: &Context) {
     if let Some((name, bundle)) = &created.bundle {
         printer.line(&created.place.describe_file(name));
         printer.note(&format!("  the bundle of these {} files", bundle.members.len()));
+        for database in &bundle.skipped {
+            printer.note(&format!("  without database \"{}\"", database.name));
+        }
     }
     printer.note(&format!(
         "  done in {}, read back and found right",

@@ -22,7 +22,9 @@ use crate::printer::Align;
 ///
 /// Without options, and without a policy in the configuration, seven daily, four weekly and twelve monthly
 /// dumps of each database are kept. Nothing is removed unless it is confirmed, here or with --yes. The newest
-/// sound dump of a database always stays, and so does everything without a readable manifest.
+/// sound dump of a database always stays, and so does everything that is newer, that is younger than a day, or
+/// that has no readable manifest. A dump that failed its test counts for no rule, but stays as long as a sound
+/// one in its place would.
 #[derive(Debug, clap::Args)]
 #[command(after_long_help = "\
 Examples:
@@ -59,6 +61,10 @@ pub(crate) struct Args {
     /// Keep all that are younger, for example 30d, 36h or 8w.
     #[arg(long, value_name = "AGE")]
     keep_within: Option<Age>,
+
+    /// Remove also dumps that are younger than 24 hours; otherwise they stay, whatever the policy.
+    #[arg(long)]
+    remove_recent: bool,
 
     #[command(flatten)]
     confirmation: ConfirmationArgs,
@@ -126,13 +132,14 @@ fn policy(args: &Args, settings: &Settings) -> Result<Policy, Failure> {
         || args.keep_weekly.is_some()
         || args.keep_monthly.is_some()
         || args.keep_within.is_some();
-    let policy = if given {
+    let mut policy = if given {
         Policy {
             last: args.keep_last.unwrap_or(0),
             daily: args.keep_daily.unwrap_or(0),
             weekly: args.keep_weekly.unwrap_or(0),
             monthly: args.keep_monthly.unwrap_or(0),
             within: args.keep_within,
+            remove_recent: false,
         }
     } else {
         let wanted = args.repo.repo.as_deref().filter(|name| !name.is_empty());
@@ -146,6 +153,7 @@ fn policy(args: &Args, settings: &Settings) -> Result<Policy, Failure> {
             .filter(|retention| !retention.is_default())
             .map_or_else(Policy::default, configured)
     };
+    policy.remove_recent = args.remove_recent;
     if policy.keeps_nothing() {
         return Err(Failure::new(Outcome::Usage, "this policy keeps nothing").hint(
             "give at least one of --keep-last, --keep-daily, --keep-weekly, --keep-monthly, --keep-within",
@@ -161,6 +169,7 @@ fn configured(retention: &Retention) -> Policy {
         weekly: retention.keep_weekly.unwrap_or(0),
         monthly: retention.keep_monthly.unwrap_or(0),
         within: retention.keep_within.map(Age),
+        remove_recent: false,
     }
 }
 

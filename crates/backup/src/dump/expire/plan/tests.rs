@@ -95,7 +95,81 @@ fn a_broken_dump_takes_no_place_of_a_sound_one() {
         now(),
         &TimeZone::UTC,
     );
-    assert_eq!(kept(&decisions), BTreeSet::from(["sound".to_owned()]));
+    assert_eq!(
+        kept(&decisions),
+        BTreeSet::from(["sound".to_owned(), "broken".to_owned()]),
+        "what is newer than every sound dump stays, but it does not count"
+    );
+    assert!(reasons(&decisions, "broken").contains(&Reason::NewerThanSound));
+}
+
+#[test]
+fn what_just_failed_its_test_stays_in_the_window_of_every_rule() {
+    let broken = |name: &str, days| Candidate {
+        sound: false,
+        ..dump(name, days)
+    };
+    let candidates = [
+        dump("new", 0),
+        broken("yesterday", 2),
+        broken("covered", 3),
+        dump("three", 3),
+        broken("week", 9),
+        broken("old", 40),
+        dump("oldest", 50),
+    ];
+    let keeps = |policy: Policy| {
+        let policy = Policy {
+            remove_recent: true,
+            ..policy
+        };
+        let mut names: Vec<String> = kept(&plan(&candidates, &policy, now(), &TimeZone::UTC))
+            .into_iter()
+            .collect();
+        names.sort();
+        names
+    };
+    let nothing = Policy::NOTHING;
+    assert_eq!(keeps(Policy { last: 1, ..nothing }), ["new"]);
+    assert_eq!(
+        keeps(Policy { last: 2, ..nothing }),
+        ["covered", "new", "three", "yesterday"]
+    );
+    assert_eq!(
+        keeps(Policy { daily: 2, ..nothing }),
+        ["new", "three", "yesterday"],
+        "of the third day a sound one is there"
+    );
+    assert_eq!(
+        keeps(Policy {
+            within: Some(Age(std::time::Duration::from_hours(24 * 30))),
+            ..nothing
+        }),
+        ["covered", "new", "three", "week", "yesterday"]
+    );
+    assert_eq!(keeps(Policy { last: 9, ..nothing }).len(), candidates.len());
+}
+
+#[test]
+fn a_dump_of_the_last_day_goes_only_when_that_is_asked_for() {
+    let hours = |name: &str, hours: i64| Candidate {
+        taken_at: Timestamp::from_second(now().as_second() - hours * 3600).expect("in range"),
+        ..dump(name, 0)
+    };
+    let candidates = [hours("a", 1), hours("b", 2), hours("c", 25)];
+    let policy = Policy {
+        last: 1,
+        ..Policy::NOTHING
+    };
+    let decisions = plan(&candidates, &policy, now(), &TimeZone::UTC);
+    assert_eq!(kept(&decisions), BTreeSet::from(["a".to_owned(), "b".to_owned()]));
+    assert_eq!(reasons(&decisions, "b"), vec![Reason::Recent]);
+    let asked = Policy {
+        remove_recent: true,
+        ..policy
+    };
+    let decisions = plan(&candidates, &asked, now(), &TimeZone::UTC);
+    assert_eq!(kept(&decisions), BTreeSet::from(["a".to_owned()]));
 }
 
 #[test]
@@ -179,13 +253,15 @@ fn policies() -> impl Strategy<Value = Policy> {
         0..6_u32,
         0..14_u32,
         proptest::option::of(0..60_u64),
+        any::<bool>(),
     )
-        .prop_map(|(last, daily, weekly, monthly, within)| Policy {
+        .prop_map(|(last, daily, weekly, monthly, within, remove_recent)| Policy {
             last,
             daily,
             weekly,
             monthly,
             within: within.map(|days| Age(std::time::Duration::from_secs(days * 86_400))),
+            remove_recent,
         })
 }
 
@@ -252,6 +328,43 @@ proptest! {
     }
 
     #[test]
+    fn nothing_newer_than_the_newest_sound_dump_or_within_the_window_goes(
+        candidates in candidates(), policy in policies()
+    ) {
+        let age = |candidate: &Candidate| now().as_second() - candidate.taken_at.as_second();
+        for decision in plan(&candidates, &policy, now(), &TimeZone::UTC) {
+            if !decision.is_removed() {
+                continue;
+            }
+            let gone = &decision.candidate;
+            let newer: Vec<&Candidate> = candidates.iter()
+                .filter(|it| it.sound && it.series == gone.series && it.taken_at >= gone.taken_at
+                    && it.name != gone.name).collect();
+            prop_assert!(!newer.is_empty(), "it was the newest: {gone:?}");
+            prop_assert!(newer.len() >= policy.last as usize, "among the last: {gone:?}");
+            prop_assert!(policy.remove_recent || age(gone) >= DAY, "recent: {gone:?}");
+            if let Some(Age(within)) = policy.within {
+                prop_assert!(age(gone) > within.as_secs().cast_signed(), "within: {gone:?}");
+            }
+        }
+    }
+
+    #[test]
+    fn a_false_verdict_never_costs_another_dump_its_place(
+        candidates in candidates(), policy in policies(), which in any::<proptest::sample::Index>()
+    ) {
+        prop_assume!(!candidates.is_empty());
+        let before = kept(&plan(&candidates, &policy, now(), &TimeZone::UTC));
+        let index = which.index(candidates.len());
+        let mut doubted = candidates.clone();
+        doubted[index].sound = false;
+        let after = kept(&plan(&doubted, &policy, now(), &TimeZone::UTC));
+        let without: BTreeSet<String> = before.into_iter()
+            .filter(|name| *name != candidates[index].name).collect();
+        prop_assert!(without.is_subset(&after), "{without:?} {after:?}");
+    }
+
+    #[test]
     fn the_order_of_the_input_does_not_matter(candidates in candidates(), policy in policies()) {
         let mut reversed = candidates.clone();
         reversed.reverse();
@@ -270,7 +383,8 @@ proptest! {
                 (Reason::Weekly, policy.weekly), (Reason::Monthly, policy.monthly),
             ] {
                 let count = decisions.iter()
-                    .filter(|it| it.candidate.series == *series && it.keep.contains(&reason)).count();
+                    .filter(|it| it.candidate.sound && it.candidate.series == *series
+                        && it.keep.contains(&reason)).count();
                 prop_assert!(count <= limit as usize);
             }
         }
