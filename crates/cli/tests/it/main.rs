@@ -10,6 +10,7 @@ mod dump_expire;
 mod dump_faults_create;
 mod dump_faults_restore;
 mod dump_restore;
+mod dump_resume;
 mod dump_roundtrip;
 mod dump_verify;
 mod errors;

@@ -226,6 +226,14 @@ pub async fn plan(request: CopyRequest) -> Result<CopyPlan, RestoreError> {
                 hint: "choose another name in --to, or replace it with --clean".to_owned(),
             });
         }
+        if let Some(bound) = target.bound.first() {
+            return Err(RestoreError::Refused {
+                what: request.from.describe(),
+                why: format!("the target \"{name}\" cannot be replaced while {bound} belongs to it"),
+                hint: "drop it first, and make it again afterwards, or choose another name in --to"
+                    .to_owned(),
+            });
+        }
         if name.starts_with("template") {
             return Err(RestoreError::Refused {
                 what: request.from.describe(),

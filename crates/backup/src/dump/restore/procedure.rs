@@ -280,7 +280,7 @@ impl Procedure for Restore {
         Target::new(self.shared.request.target.describe()).database(self.shared.name())
     }
 
-    async fn preflight(&self, _context: &StepContext<'_>) -> Result<Vec<Problem>, StepError> {
+    async fn preflight(&self, context: &StepContext<'_>) -> Result<Vec<Problem>, StepError> {
         let shared = &self.shared;
         let mut problems = file_problems(shared);
         if let Err(error) = Tools::find("psql", 0, shared.request.bin_dir.as_deref()) {
@@ -288,7 +288,11 @@ impl Procedure for Restore {
         }
         match surroundings(shared).await {
             Err(error) => problems.push(Problem::from(&error)),
-            Ok(found) => problems.extend(server_problems(shared, &found).await?),
+            Ok(found) => {
+                let now = fresh::oid(&found.administration, shared.name()).await?;
+                let is_published = now.is_some() && now == context.memory.get::<u32>(PUBLISHED);
+                problems.extend(server_problems(shared, &found, is_published).await?);
+            }
         }
         Ok(problems)
     }
@@ -444,8 +448,12 @@ async fn names(connection: &Connection, query: &str) -> Result<Vec<String>, Rest
     Ok(rows.iter().map(|row| row.get(0)).collect())
 }
 
-/// What the server says against it.
-async fn server_problems(shared: &Shared, found: &Surroundings) -> Result<Vec<Problem>, RestoreError> {
+/// What the server says against it. `is_published`: the target is what an earlier attempt has put there.
+async fn server_problems(
+    shared: &Shared,
+    found: &Surroundings,
+    is_published: bool,
+) -> Result<Vec<Problem>, RestoreError> {
     let request = &shared.request;
     let name = shared.name();
     let section = shared.section();
@@ -462,7 +470,7 @@ async fn server_problems(shared: &Shared, found: &Surroundings) -> Result<Vec<Pr
             ))
             .hint("use --create instead of --clean"),
         ),
-        (Mode::New, Some(_)) => problems.push(
+        (Mode::New, Some(_)) if !is_published => problems.push(
             Problem::new(format!("database \"{name}\" exists already"))
                 .hint("choose another name with --into, or replace it with --clean"),
         ),
@@ -477,6 +485,7 @@ async fn server_problems(shared: &Shared, found: &Surroundings) -> Result<Vec<Pr
         );
     }
     if request.mode == Mode::Replace
+        && !is_published
         && let Some(target) = &found.target
     {
         if let Some(bound) = target.bound.first() {
