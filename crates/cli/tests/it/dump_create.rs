@@ -769,5 +769,261 @@ async fn a_standby_can_be_dumped_and_the_manifest_says_that_it_was_one(#[case] m
             manifest.tables
         );
         assert_eq!(manifest.tables.len(), 6, "{:?}", manifest.tables);
+        assert!(
+            manifest
+                .warnings
+                .iter()
+                .any(|warning| warning.contains("unlogged") && warning.contains("\"public\".\"scratch\"")),
+            "{:?}",
+            manifest.warnings
+        );
     }
+}
+
+#[rstest]
+#[case(Major::V15)]
+#[case(Major::V18)]
+#[tokio::test]
+async fn a_partitioned_table_comes_and_goes_with_its_partitions(#[case] major: Major) {
+    let server = shop(major).await;
+    server
+        .sql(
+            "shop",
+            "CREATE SCHEMA parts;
+             CREATE TABLE parts.\"Odd |$ \"\"one\" PARTITION OF events FOR VALUES FROM (1000) TO (3000)
+                 PARTITION BY RANGE (id);
+             CREATE TABLE parts.deep PARTITION OF parts.\"Odd |$ \"\"one\" FOR VALUES FROM (1000) TO (2000);
+             CREATE TABLE parts.\"De.ep*\" PARTITION OF parts.\"Odd |$ \"\"one\" FOR VALUES FROM (2000) TO (3000);
+             INSERT INTO events SELECT i, '2026-11-21Z' FROM generate_series(1001, 2500) i",
+        )
+        .await;
+    let directory = tempfile::tempdir().expect("a directory");
+    let rows = |file: &str| manifest(directory.path(), file).total_rows().0;
+    for format in ["plain", "custom", "directory"] {
+        let only = format!("only_{format}");
+        create(
+            &server,
+            directory.path(),
+            &["shop", &only, "--format", format, "--table", "events"],
+        )
+        .run()
+        .await
+        .expect_status(0);
+        assert_eq!(rows(&only), 2000, "{format}");
+        let without = format!("without_{format}");
+        let arguments = [
+            "shop",
+            &without,
+            "--format",
+            format,
+            "--exclude-table-data",
+            "events",
+        ];
+        create(&server, directory.path(), &arguments)
+            .run()
+            .await
+            .expect_status(0);
+        let manifest = manifest(directory.path(), &without);
+        assert!(
+            manifest
+                .tables
+                .iter()
+                .all(|table| table.schema != "parts" && !table.name.starts_with("events")),
+            "{:?}",
+            manifest.tables
+        );
+        assert_eq!(manifest.total_rows().0, 8002, "{format}");
+        assert_eq!(
+            manifest.options.exclude_table_data,
+            ["events"],
+            "as it was asked for"
+        );
+    }
+    create(
+        &server,
+        directory.path(),
+        &["shop", "set", "--set", "schema,data:events"],
+    )
+    .run()
+    .await
+    .expect_status(0);
+    let data = names(directory.path())
+        .into_iter()
+        .find(|name| name.starts_with("set_data") && !name.ends_with(".json"))
+        .expect("the data member");
+    assert_eq!(rows(&data), 2000);
+    let bytes = content(&directory.path().join("only_plain"), Codec::GZIP, false);
+    restore(&server, "again", Format::Plain, &with_schema("parts", bytes)).await;
+    assert_eq!(
+        server
+            .query_text("again", "SELECT count(*)::text FROM events")
+            .await,
+        "2000"
+    );
+}
+
+/// A dump of some tables does not have their schema.
+fn with_schema(schema: &str, bytes: Vec<u8>) -> Vec<u8> {
+    let mut text = format!("CREATE SCHEMA {schema};\n").into_bytes();
+    text.extend(bytes);
+    text
+}
+
+#[tokio::test]
+async fn leaving_out_what_is_not_there_is_an_error_and_an_empty_selection_a_warning() {
+    let server = shop(Major::V15).await;
+    let directory = tempfile::tempdir().expect("a directory");
+    for option in ["--exclude-table-data", "--exclude-table", "--exclude-schema"] {
+        let refused = create(&server, directory.path(), &["shop", "missing", option, "nosuch"])
+            .run()
+            .await
+            .expect_status(1);
+        assert!(
+            refused.stderr.contains(&format!("matches {option} 'nosuch'"))
+                && refused.stderr.contains("spelling"),
+            "{}",
+            refused.stderr
+        );
+        assert_eq!(names(directory.path()), Vec::<String>::new());
+    }
+    server.sql("shop", "CREATE VIEW viewed AS SELECT 1 AS a").await;
+    let view = create(&server, directory.path(), &["shop", "view", "--table", "viewed"])
+        .run()
+        .await
+        .expect_status(0);
+    assert!(view.stderr.contains("the rows of no table"), "{}", view.stderr);
+}
+
+#[tokio::test]
+async fn a_dump_is_not_written_to_a_file_called_dash() {
+    let server = Postgres::start(Major::V15).await;
+    let directory = tempfile::tempdir().expect("a directory");
+    let refused = create(&server, directory.path(), &["postgres", "-"])
+        .run()
+        .await
+        .expect_status(2);
+    assert!(refused.stderr.contains("dump copy"), "{}", refused.stderr);
+    assert_eq!(names(directory.path()), Vec::<String>::new());
+}
+
+#[rstest]
+#[case(Major::V15)]
+#[case(Major::V18)]
+#[tokio::test]
+async fn all_databases_keep_their_properties_and_name_what_is_left_out(#[case] major: Major) {
+    let server = shop(major).await;
+    for database in ["closed", "pgmahout_old_0123456789ab"] {
+        server.createdb(database).await;
+    }
+    server
+        .sql(
+            "postgres",
+            "CREATE ROLE clerk; CREATE ROLE boss;
+             ALTER DATABASE closed ALLOW_CONNECTIONS false;
+             ALTER DATABASE shop OWNER TO boss;
+             ALTER DATABASE shop CONNECTION LIMIT 7;
+             COMMENT ON DATABASE shop IS 'the shop''s';
+             ALTER DATABASE shop SET work_mem = '7MB';
+             ALTER DATABASE shop SET search_path = \"$user\", \"Odd Schema\", public;
+             ALTER DATABASE shop SET app.motto = 'it''s a \\ day';
+             ALTER ROLE clerk IN DATABASE shop SET statement_timeout = '3s';
+             REVOKE ALL ON DATABASE shop FROM PUBLIC;
+             GRANT CONNECT ON DATABASE shop TO clerk WITH GRANT OPTION",
+        )
+        .await;
+    let directory = tempfile::tempdir().expect("a directory");
+    let finished = create(
+        &server,
+        directory.path(),
+        &[
+            "--all-databases",
+            "--owner",
+            "--acl",
+            "--format",
+            "plain",
+            "--json",
+        ],
+    )
+    .env("PGDATABASE", "postgres");
+    let finished = finished.run().await.expect_status(0);
+    assert!(
+        finished
+            .stderr
+            .contains("\"closed\" is not dumped: it does not allow connections")
+            && finished
+                .stderr
+                .contains("\"pgmahout_old_0123456789ab\" is not dumped"),
+        "{}",
+        finished.stderr
+    );
+    let value = json(&finished);
+    let skipped: Vec<&str> = value["bundle"]["manifest"]["skipped"]
+        .as_array()
+        .expect("they are named")
+        .iter()
+        .filter_map(|it| it["name"].as_str())
+        .collect();
+    assert_eq!(skipped, ["closed", "pgmahout_old_0123456789ab"]);
+    let properties = value["dumps"]
+        .as_array()
+        .expect("dumps")
+        .iter()
+        .find(|dump| dump["manifest"]["database"]["name"] == "shop")
+        .expect("shop")["manifest"]["companions"][0]
+        .clone();
+    assert_eq!(properties["role"], "properties", "{value}");
+    let file = directory
+        .path()
+        .join(properties["file"].as_str().expect("a file"));
+    let text = content(&file, Codec::GZIP, false);
+    let question = "SELECT concat_ws('; ', pg_get_userbyid(datdba), datconnlimit, \
+                    shobj_description(d.oid, 'pg_database'), datacl::text, \
+                    (SELECT string_agg(setrole::regrole || ' ' || setconfig::text, '; ' ORDER BY setrole) \
+                     FROM pg_db_role_setting WHERE setdatabase = d.oid)) \
+                    FROM pg_database d WHERE datname = 'shop'";
+    let before = server.query_text("postgres", question).await;
+    assert!(
+        before.contains("statement_timeout=3s") && before.contains("it's"),
+        "{before}"
+    );
+    server.sql("postgres", "DROP DATABASE shop").await;
+    server.createdb("shop").await;
+    assert_ne!(server.query_text("postgres", question).await, before);
+    restore_into(&server, "postgres", &text);
+    assert_eq!(server.query_text("postgres", question).await, before);
+}
+
+/// Lets psql run statements.
+fn restore_into(server: &Postgres, database: &str, text: &[u8]) {
+    let mut psql = server.client_command("psql", database);
+    psql.args(["-X", "-q", "-v", "ON_ERROR_STOP=1", "-o", "/dev/null"]);
+    let mut child = psql.stdin(Stdio::piped()).spawn().expect("psql starts");
+    let mut input = child.stdin.take().expect("piped");
+    input.write_all(text).expect("psql reads");
+    drop(input);
+    assert!(
+        child.wait().expect("it ends").success(),
+        "{}",
+        String::from_utf8_lossy(text)
+    );
+}
+
+#[tokio::test]
+async fn what_a_killed_dump_left_is_swept_by_the_next_one() {
+    let server = Postgres::start(Major::V15).await;
+    let directory = tempfile::tempdir().expect("a directory");
+    let left = directory.path().join(".bb.sql.gz.pgmahout-999999-0-1f.tmp");
+    let file = std::fs::File::create(&left).expect("created");
+    let long_ago = std::time::SystemTime::now() - std::time::Duration::from_secs(10);
+    file.set_modified(long_ago).expect("set");
+    let held = directory.path().join(".cc.sql.gz.pgmahout-999998-0-1f.tmp");
+    let holder = std::fs::File::create(&held).expect("created");
+    holder.set_modified(long_ago).expect("set");
+    holder.lock().expect("locked");
+    create(&server, directory.path(), &["postgres", "dump"])
+        .run()
+        .await
+        .expect_status(0);
+    assert!(!left.exists(), "{:?}", names(directory.path()));
+    assert!(held.exists(), "a living one was swept");
 }

@@ -63,7 +63,7 @@ pub(crate) struct Args {
     #[arg(long)]
     data_only: bool,
 
-    /// Only tables that match this pattern; may be given several times.
+    /// Only tables that match this pattern, with their partitions; may be given several times.
     #[arg(short, long, value_name = "PATTERN")]
     table: Vec<String>,
 
@@ -79,7 +79,7 @@ pub(crate) struct Args {
     #[arg(long, value_name = "PATTERN")]
     exclude_schema: Vec<String>,
 
-    /// With the definitions, but without the rows, of tables that match this pattern.
+    /// With the definitions, but without the rows, of tables that match this pattern, and of their partitions.
     #[arg(long, value_name = "PATTERN")]
     exclude_table_data: Vec<String>,
 
