@@ -535,11 +535,18 @@ async fn a_restore_that_is_killed_at_any_moment_leaves_the_target_as_it_was(#[ca
             scene.server.query_text("postgres", sessions).await == "0"
         })
         .await;
-        assert_eq!(
-            contents::digests(&scene.server, TARGET).await,
-            scene.before,
-            "round {round}: killed after {part:?}"
-        );
+        let after = contents::digests(&scene.server, TARGET).await;
+        if options.is_empty() && after.len() > scene.before.len() {
+            // On a machine that is less busy than when it was measured, it was committed: then all of it.
+            let mut all = scene.before.clone();
+            all.extend(contents::digests(&scene.server, "bench").await);
+            assert_eq!(after, all, "round {round}: killed after {part:?}");
+            let tables = "DROP TABLE pgbench_accounts, pgbench_branches, pgbench_history, pgbench_tellers";
+            scene.server.sql(TARGET, tables).await;
+            killed -= 1;
+            continue;
+        }
+        assert_eq!(after, scene.before, "round {round}: killed after {part:?}");
     }
     assert!(killed > 0, "no restore lasted long enough to be killed");
     // What killed restores leave behind bears its purpose in its name and comment.
