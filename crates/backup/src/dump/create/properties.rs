@@ -23,6 +23,9 @@ const LISTS: [&str; 6] = [
     "unix_socket_directories",
 ];
 
+/// The comment of the database `postgres` on every new server.
+const DEFAULT_COMMENT: &str = "default administrative connection database";
+
 /// The statements that give the current database its properties; `None` when it has none but the defaults.
 /// Owner and rights are among them as far as the options ask for them.
 pub(super) async fn statements(client: &Client, options: &Options) -> Result<Option<String>, Error> {
@@ -50,7 +53,11 @@ pub(super) async fn statements(client: &Client, options: &Options) -> Result<Opt
     if limit >= 0 {
         let _ = writeln!(sql, "ALTER DATABASE {database} CONNECTION LIMIT {limit};");
     }
-    if let Some(comment) = row.get::<_, Option<String>>(4) {
+    // What initdb says of the database `postgres` is the same everywhere (src/bin/initdb/initdb.c).
+    let comment = row
+        .get::<_, Option<String>>(4)
+        .filter(|comment| comment != DEFAULT_COMMENT);
+    if let Some(comment) = comment {
         let _ = writeln!(
             sql,
             "COMMENT ON DATABASE {database} IS {};",
