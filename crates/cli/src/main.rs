@@ -179,7 +179,9 @@ mod tests {
             }
         }
         let mut missing = Vec::new();
-        visit(&Cli::command(), "", &mut missing);
+        let mut cli = Cli::command();
+        cli.build();
+        visit(&cli, "", &mut missing);
         assert!(missing.is_empty(), "no example in the long help of: {missing:?}");
     }
 }

@@ -70,7 +70,7 @@ async fn json_has_settings_and_warnings() {
 async fn all_errors_are_shown_at_once_with_their_places() {
     let finished = with_file(
         "repository:\n  - name: local\n    type: local\n    path: /srv/pgmahout\n    retension: {keep_last: 3}\n\
-         dump:\n  jobs: many\nchecks:\n  queries.long: [x]\n",
+         dump:\n  jobs: many\nchecks:\n  queries.long: [1min, 2min, 3min]\n",
     )
     .run()
     .await;
