@@ -13,8 +13,7 @@ use crate::problem::{ConfigError, Origin, Problem, Severity};
 use crate::secret::SecretReference;
 use crate::section::{Problems, Section};
 use crate::settings::{
-    Backup, Checkpoint, Expect, ReadFilter, Server, Settings, Targets, read_checks, read_dump,
-    read_repositories,
+    Expect, Server, Settings, Targets, read_backup, read_checks, read_dump, read_repositories, read_wal,
 };
 
 /// The file of a machine.
@@ -23,25 +22,18 @@ const SYSTEM: &str = "/etc/pgmahout/pgmahout.yml";
 const LOCAL: &str = "./pgmahout.yml";
 
 /// Sections of ours that are read.
-const SECTIONS: [&str; 7] = [
+const SECTIONS: [&str; 8] = [
     "stanza",
     "repository",
     "backup",
+    "wal",
     "dump",
     "checks",
     "expect",
     "targets",
 ];
 /// Sections of ours that later versions will read; accepted, so that one file serves several versions.
-const LATER: [&str; 7] = [
-    "wal",
-    "monitor",
-    "alerts",
-    "notify",
-    "archive_tables",
-    "pool",
-    "route",
-];
+const LATER: [&str; 6] = ["monitor", "alerts", "notify", "archive_tables", "pool", "route"];
 
 /// The settings, and what should be looked at though it does not make them unusable.
 #[derive(Debug, Clone)]
@@ -278,10 +270,13 @@ fn read_settings(root: &Node, problems: &Problems) -> Settings {
     let patroni = patroni::read(root, problems);
     let mut settings = Settings {
         file: None,
-        stanza: section.text("stanza").or_else(|| patroni.text("scope")),
+        stanza: section
+            .read("stanza", STANZA, |text| is_stanza(text).then(|| text.to_owned()))
+            .or_else(|| patroni.text("scope")),
         server: read_server(root, problems),
         repositories: read_repositories(&section),
-        backup: read_backup(&section),
+        backup: read_backup(&section, problems),
+        wal: read_wal(&section),
         dump: read_dump(&section, problems),
         checks: read_checks(&section, problems),
         expect: read_expect(&section),
@@ -299,6 +294,7 @@ fn read_settings(root: &Node, problems: &Problems) -> Settings {
             settings.repositories.iter().map(|known| known.name.as_str()),
         ));
     }
+    check_min_repositories(root, &settings, problems);
     for name in LATER {
         if let Some(node) = root.get(name).filter(|node| !node.is_null()) {
             let message = format!("'{name}' is not used by this version of pgmahout");
@@ -308,6 +304,30 @@ fn read_settings(root: &Node, problems: &Problems) -> Settings {
     }
     warn_of_unknown_sections(&section);
     settings
+}
+
+/// `wal push` could never succeed where more repositories are asked for than there are.
+fn check_min_repositories(root: &Node, settings: &Settings, problems: &Problems) {
+    let count = settings.repositories.len();
+    if let Some(asked) = settings.wal.min_repositories
+        && asked as usize > count
+        && let Some(node) = root.get("wal").and_then(|wal| wal.get("min_repositories"))
+    {
+        let message = format!("'wal.min_repositories' is {asked}, but the number of repositories is {count}");
+        problems.add(Problem::error(node.origin.clone(), message));
+    }
+}
+
+/// What a stanza's name looks like, for messages.
+const STANZA: &str = "a name of up to 64 letters, digits, -, _ and ., the first no - or .";
+
+/// Whether a name can be that of a stanza: it becomes part of the names of objects.
+fn is_stanza(name: &str) -> bool {
+    name.len() <= 64
+        && name.starts_with(|first: char| first.is_ascii_alphanumeric() || first == '_')
+        && name
+            .chars()
+            .all(|character| character.is_ascii_alphanumeric() || "-_.".contains(character))
 }
 
 /// What is not understood may hold secrets.
@@ -356,45 +376,6 @@ fn read_server(root: &Node, problems: &Problems) -> Server {
         container: section.text("container"),
         unit: section.text("unit"),
     }
-}
-
-fn read_backup(root: &Section<'_>) -> Backup {
-    let section = root.section("backup");
-    let backup = Backup {
-        jobs: section.integer("jobs", 1..=1024),
-        checkpoint: section
-            .one_of(
-                "checkpoint",
-                &[("fast", Checkpoint::Fast), ("spread", Checkpoint::Spread)],
-            )
-            .unwrap_or_default(),
-        schedule: section.read("schedule", "five fields of cron, such as \"0 2 * * *\"", |text| {
-            let fields: Vec<&str> = text.split_whitespace().collect();
-            let fits = fields.len() == 5
-                && fields.iter().all(|field| {
-                    field
-                        .chars()
-                        .all(|character| character.is_ascii_alphanumeric() || "*/,-".contains(character))
-                });
-            fits.then(|| text.to_owned())
-        }),
-        from_standby: section.boolean("from_standby").unwrap_or(false),
-        include: section.texts("include").into_iter().map(PathBuf::from).collect(),
-        read_filter: section
-            .one_of(
-                "read_filter",
-                &[
-                    ("auto", ReadFilter::Auto),
-                    ("mtime", ReadFilter::Mtime),
-                    ("summaries", ReadFilter::Summaries),
-                    ("none", ReadFilter::None),
-                ],
-            )
-            .unwrap_or_default(),
-        rate_limit: section.size("rate_limit"),
-    };
-    section.finish();
-    backup
 }
 
 fn read_expect(root: &Section<'_>) -> Expect {

@@ -158,8 +158,26 @@ impl<'a> Section<'a> {
         self.read(key, quantity::DURATION_EXAMPLE, quantity::duration)
     }
 
+    /// A size that is not zero.
     pub(crate) fn size(&self, key: &'static str) -> Option<u64> {
-        self.read(key, quantity::SIZE_EXAMPLE, quantity::size)
+        let expected = format!("{}, more than zero", quantity::SIZE_EXAMPLE);
+        self.read(key, &expected, |text| quantity::size(text).filter(|size| *size > 0))
+    }
+
+    /// A list of absolute paths.
+    pub(crate) fn paths(&self, key: &'static str) -> Vec<PathBuf> {
+        self.list(key)
+            .into_iter()
+            .filter_map(|(name, item)| {
+                let path = item.text().map(PathBuf::from).filter(|path| path.is_absolute());
+                if path.is_none() {
+                    let found = item.text().map_or_else(|| item.kind().to_owned(), |text| format!("'{text}'"));
+                    let message = format!("'{name}' must be an absolute path, not {found}");
+                    self.problems.add(Problem::error(item.origin.clone(), message));
+                }
+                path
+            })
+            .collect()
     }
 
     /// One of some words.

@@ -13,20 +13,26 @@ use serde_json::Value;
 
 use crate::patroni::Patroni;
 use crate::problem::Origin;
-use crate::quantity::{serialize_duration, serialize_size};
+use crate::quantity::serialize_duration;
 use crate::secret::SecretReference;
 
+mod backup;
 mod checks;
 mod dump;
 mod repository;
+mod wal;
 
+pub use backup::{Backup, Checkpoint, ReadFilter};
 pub use checks::{Checks, CustomCheck, Probe, Threshold, ValueUnit};
 pub use dump::{Assertion, Counts, Dump, DumpFormat};
 pub use repository::{Codec, Compression, Encryption, Repository, Retention, Storage};
+pub use wal::{Prefetch, Receive, Spool, Wal};
 
+pub(crate) use backup::read as read_backup;
 pub(crate) use checks::read as read_checks;
 pub(crate) use dump::read as read_dump;
 pub(crate) use repository::read as read_repositories;
+pub(crate) use wal::read as read_wal;
 
 /// Everything that the configuration says.
 #[derive(Debug, Clone, Default, Serialize)]
@@ -46,6 +52,8 @@ pub struct Settings {
     pub repositories: Vec<Repository>,
     /// Physical backups.
     pub backup: Backup,
+    /// The WAL archive.
+    pub wal: Wal,
     /// Logical backups.
     pub dump: Dump,
     /// Health checks.
@@ -119,52 +127,6 @@ pub struct Server {
     pub container: Option<String>,
     /// The systemd unit that runs it.
     pub unit: Option<String>,
-}
-
-/// How hard a physical backup asks the server to begin.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, Default, Serialize)]
-#[serde(rename_all = "lowercase")]
-pub enum Checkpoint {
-    /// At once.
-    #[default]
-    Fast,
-    /// Spread over checkpoint_completion_target.
-    Spread,
-}
-
-/// What lets a physical backup skip reading.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, Default, Serialize)]
-#[serde(rename_all = "lowercase")]
-pub enum ReadFilter {
-    /// The best that is safe.
-    #[default]
-    Auto,
-    /// Modification times.
-    Mtime,
-    /// WAL summaries.
-    Summaries,
-    /// Nothing: everything is read.
-    None,
-}
-
-/// Section `backup`.
-#[derive(Debug, Clone, Default, PartialEq, Eq, Serialize)]
-pub struct Backup {
-    /// How many cores to use; all by default.
-    pub jobs: Option<u32>,
-    /// How to begin.
-    pub checkpoint: Checkpoint,
-    /// When, as five fields of cron.
-    pub schedule: Option<String>,
-    /// Whether to read a standby's files.
-    pub from_standby: bool,
-    /// Configuration outside the data directory that goes along.
-    pub include: Vec<PathBuf>,
-    /// What lets it skip reading.
-    pub read_filter: ReadFilter,
-    /// The most that is read, in bytes a second.
-    #[serde(serialize_with = "serialize_size")]
-    pub rate_limit: Option<u64>,
 }
 
 /// Section `expect`.

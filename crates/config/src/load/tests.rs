@@ -6,7 +6,7 @@ use serde_json::json;
 
 use super::*;
 use crate::secret::SecretReference;
-use crate::settings::{Codec, Counts, Encryption, Probe, Storage, ValueUnit};
+use crate::settings::{Codec, Counts, Encryption, Probe, Spool, Storage, ValueUnit, Wal};
 use crate::{to_yaml, without_unset};
 
 fn read(text: &str) -> Result<Loaded, ConfigError> {
@@ -202,6 +202,48 @@ fn repositories_are_checked() {
 }
 
 #[test]
+fn backups_and_the_wal_archive_are_checked() {
+    insta::assert_snapshot!(
+        errors(
+            "stanza: a/b\nbackup:\n  schedule: daily\n  nice: 20\n  rate_limit: 0\n  include: [etc/x, [y]]\n  \
+             verify_skipped: 5\n  assertions: [{name: a}]\n  from_standby: yes\n  remote: yes\nwal:\n  spool: {pth: /s}\n  \
+             max_queue: lots\n  min_repositories: 2\n  prefetch: {segments: 5000}\n  receive: {slot: A-b}\n"
+        ),
+        @r#"
+    pgmahout.yml:1:9: 'stanza' must be a name of up to 64 letters, digits, -, _ and ., the first no - or ., not 'a/b'
+    pgmahout.yml:3:3: 'backup' has both remote and from_standby; a remote backup reads the server it is given
+    pgmahout.yml:3:13: 'backup.schedule' must be five fields of cron, such as "0 2 * * *", not 'daily'
+    pgmahout.yml:4:9: 'backup.nice' must be a whole number from 0 to 19, not '20'
+    pgmahout.yml:5:15: 'backup.rate_limit' must be a size such as 512kB, 100MB or 1GiB, more than zero, not '0'
+    pgmahout.yml:6:13: 'backup.include[0]' must be an absolute path, not 'etc/x'
+    pgmahout.yml:6:20: 'backup.include[1]' must be an absolute path, not a list
+    pgmahout.yml:7:19: 'backup.verify_skipped' must be a percentage from 0% to 100%, not '5'
+    pgmahout.yml:8:16: 'backup.assertions[0].sql' is missing
+    pgmahout.yml:12:10: 'wal.spool.path' is missing
+    pgmahout.yml:12:11: unknown key 'pth' in 'wal.spool' — did you mean 'path'?
+    pgmahout.yml:13:14: 'wal.max_queue' must be a size such as 512kB, 100MB or 1GiB, more than zero, not 'lots'
+    pgmahout.yml:14:21: 'wal.min_repositories' is 2, but the number of repositories is 0
+    pgmahout.yml:15:24: 'wal.prefetch.segments' must be a whole number from 0 to 1024, not '5000'
+    pgmahout.yml:16:19: 'wal.receive.slot' must be a name of up to 63 small letters, digits and underscores, not 'A-b'
+    "#
+    );
+}
+
+#[test]
+fn the_wal_archive_has_short_forms() {
+    let wal = |text: &str| read(text).unwrap().settings.wal;
+    assert_eq!(wal(""), Wal::default());
+    assert_eq!(wal("wal: {prefetch: off, spool: no}").prefetch.segments, 0);
+    assert_eq!(wal("wal: {prefetch: 4}").prefetch.segments, 4);
+    let spool = wal("wal: {spool: /s}").spool.unwrap();
+    assert_eq!((spool.path.as_path(), spool.size), (Path::new("/s"), Spool::SIZE));
+    let spool = wal("wal: {spool: {path: /s, size: 2GiB}}").spool.unwrap();
+    assert_eq!(spool.size, 2 << 30);
+    // A name given by hand must do; Patroni's may be anything until it is used.
+    assert_eq!(read("scope: a/b").unwrap().settings.stanza.as_deref(), Some("a/b"));
+}
+
+#[test]
 fn custom_checks_are_checked() {
     insta::assert_snapshot!(
         errors(
@@ -338,6 +380,8 @@ fn settings_print_in_the_form_of_the_file_and_read_back_as_the_same() {
         SAMPLE,
         PATRONI,
         custom,
+        "wal: {spool: {path: /s, size: 3MB}, prefetch: {segments: 2, path: /p}, max_queue: 1TB, receive: {slot: s}}\n\
+         backup: {nice: 3, include: /etc/x, verify_skipped: 5%, archive_timeout: 1h, assertions: {name: a, sql: b}}\n",
         "dump: {repository: r}\nrepository: {name: r, type: local, path: /r}\n",
     ] {
         let first = serde_json::to_value(read(text).unwrap().settings).unwrap();
@@ -512,7 +556,7 @@ fn a_file_in_the_current_directory_that_others_can_change_is_not_taken() {
 proptest::proptest! {
     #[test]
     fn reading_any_configuration_gives_settings_or_errors(
-        text in "(stanza|dump|checks|repository|backup|postgresql|targets|custom|name|sql|[ \n:{}\\[\\],-]|[a-z0-9%~']){0,40}"
+        text in "(stanza|dump|checks|repository|backup|wal|spool|prefetch|postgresql|targets|custom|name|sql|[ \n:{}\\[\\],-]|[a-z0-9%~']){0,40}"
     ) {
         let _ = read(&text);
     }

@@ -94,28 +94,33 @@ pub(crate) fn read(root: &Section<'_>, problems: &Problems) -> Dump {
             ],
         ),
         jobs: section.integer("jobs", 1..=512),
-        assertions: section
-            .list("assertions")
-            .into_iter()
-            .filter_map(|(path, node)| {
-                let assertion = Section::new(path, Some(node), problems);
-                let (name, sql) = (assertion.text("name"), assertion.text("sql"));
-                for (key, value) in [("name", &name), ("sql", &sql)] {
-                    if value.is_none() {
-                        assertion.missing(key);
-                    }
-                }
-                let database = assertion.text("database");
-                assertion.finish();
-                Some(Assertion {
-                    name: name?,
-                    sql: sql?,
-                    database,
-                })
-            })
-            .collect(),
+        assertions: read_assertions(&section, problems),
         retention: Retention::read(&section),
     };
     section.finish();
     dump
+}
+
+/// Reads `assertions`: queries that must answer true.
+pub(super) fn read_assertions(section: &Section<'_>, problems: &Problems) -> Vec<Assertion> {
+    section
+        .list("assertions")
+        .into_iter()
+        .filter_map(|(path, node)| {
+            let assertion = Section::new(path, Some(node), problems);
+            let (name, sql) = (assertion.text("name"), assertion.text("sql"));
+            for (key, value) in [("name", &name), ("sql", &sql)] {
+                if value.is_none() {
+                    assertion.missing(key);
+                }
+            }
+            let database = assertion.text("database");
+            assertion.finish();
+            Some(Assertion {
+                name: name?,
+                sql: sql?,
+                database,
+            })
+        })
+        .collect()
 }
