@@ -161,7 +161,9 @@ impl<'a> Section<'a> {
     /// A size that is not zero.
     pub(crate) fn size(&self, key: &'static str) -> Option<u64> {
         let expected = format!("{}, more than zero", quantity::SIZE_EXAMPLE);
-        self.read(key, &expected, |text| quantity::size(text).filter(|size| *size > 0))
+        self.read(key, &expected, |text| {
+            quantity::size(text).filter(|size| *size > 0)
+        })
     }
 
     /// A list of absolute paths.
@@ -171,7 +173,9 @@ impl<'a> Section<'a> {
             .filter_map(|(name, item)| {
                 let path = item.text().map(PathBuf::from).filter(|path| path.is_absolute());
                 if path.is_none() {
-                    let found = item.text().map_or_else(|| item.kind().to_owned(), |text| format!("'{text}'"));
+                    let found = item
+                        .text()
+                        .map_or_else(|| item.kind().to_owned(), |text| format!("'{text}'"));
                     let message = format!("'{name}' must be an absolute path, not {found}");
                     self.problems.add(Problem::error(item.origin.clone(), message));
                 }

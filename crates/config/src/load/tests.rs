@@ -240,7 +240,10 @@ fn the_wal_archive_has_short_forms() {
     let spool = wal("wal: {spool: {path: /s, size: 2GiB}}").spool.unwrap();
     assert_eq!(spool.size, 2 << 30);
     // A name given by hand must do; Patroni's may be anything until it is used.
-    assert_eq!(read("scope: a/b").unwrap().settings.stanza.as_deref(), Some("a/b"));
+    assert_eq!(
+        read("scope: a/b").unwrap().settings.stanza.as_deref(),
+        Some("a/b")
+    );
 }
 
 #[test]

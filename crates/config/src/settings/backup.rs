@@ -116,7 +116,9 @@ pub(crate) fn read(root: &Section<'_>, problems: &Problems) -> Backup {
         assertions: read_assertions(&section, problems),
     };
     if backup.remote && backup.from_standby {
-        section.problem("'backup' has both remote and from_standby; a remote backup reads the server it is given");
+        section.problem(
+            "'backup' has both remote and from_standby; a remote backup reads the server it is given",
+        );
     }
     section.finish();
     backup
@@ -154,7 +156,9 @@ fn is_schedule(text: &str) -> bool {
                 };
                 let fits = range == "*"
                     || match range.split_once('-') {
-                        Some((from, to)) => matches!((one(from), one(to)), (Some(from), Some(to)) if from <= to),
+                        Some((from, to)) => {
+                            matches!((one(from), one(to)), (Some(from), Some(to)) if from <= to)
+                        }
                         None => one(range).is_some(),
                     };
                 fits && step

@@ -7,7 +7,7 @@ use serde::{Serialize, Serializer};
 
 use crate::node::Content;
 use crate::problem::Problem;
-use crate::quantity::serialize_duration;
+use crate::quantity::{serialize_duration, serialize_size};
 use crate::secret::SecretReference;
 use crate::section::Section;
 
@@ -30,6 +30,9 @@ pub struct Repository {
     pub off_site: bool,
     /// Whether it is promised that one host alone writes to it, where the storage cannot tell.
     pub single_writer: bool,
+    /// The most bytes per second that go to it and come from it.
+    #[serde(serialize_with = "serialize_size")]
+    pub bandwidth: Option<u64>,
 }
 
 /// Where a repository is.
@@ -302,6 +305,7 @@ fn read_one(section: &Section<'_>) -> Option<Repository> {
     retention.finish();
     let off_site = section.boolean("off_site");
     let single_writer = section.boolean("single_writer").unwrap_or(false);
+    let bandwidth = section.size("bandwidth");
     let storage = match kind? {
         Kind::Local => {
             let path = section.path("path");
@@ -347,5 +351,6 @@ fn read_one(section: &Section<'_>) -> Option<Repository> {
         retention: kept,
         off_site,
         single_writer,
+        bandwidth,
     })
 }

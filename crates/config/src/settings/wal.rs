@@ -139,9 +139,10 @@ fn read_spool(section: &Section<'_>) -> Option<Spool> {
         return None;
     }
     if !matches!(node.content, Content::Mapping(_)) {
-        return section
-            .path("spool")
-            .map(|path| Spool { path, size: Spool::SIZE });
+        return section.path("spool").map(|path| Spool {
+            path,
+            size: Spool::SIZE,
+        });
     }
     let spool = section.section("spool");
     let path = spool.path("path");
@@ -174,9 +175,7 @@ fn read_prefetch(section: &Section<'_>) -> Prefetch {
     }
     let prefetch = section.section("prefetch");
     let read = Prefetch {
-        segments: prefetch
-            .integer("segments", SEGMENTS)
-            .unwrap_or(default.segments),
+        segments: prefetch.integer("segments", SEGMENTS).unwrap_or(default.segments),
         path: prefetch.path("path"),
     };
     prefetch.finish();
