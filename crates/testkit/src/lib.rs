@@ -22,6 +22,7 @@ pub mod postgres;
 pub mod proc;
 pub mod processes;
 pub mod proxy;
+pub mod recorder;
 pub mod s3;
 pub mod sandbox;
 pub mod tmpfs;
