@@ -18,6 +18,7 @@ pub mod diagnostic;
 pub mod duration;
 pub mod history;
 pub mod lsn;
+pub mod repository;
 pub mod system_identifier;
 pub mod tablespace_map;
 pub mod timeline;

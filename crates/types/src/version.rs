@@ -2,11 +2,14 @@
 
 use std::fmt;
 
+use serde::{Deserialize, Serialize};
+
 /// The version of a server or of a client program, as `server_version_num` gives it.
 ///
 /// Since PostgreSQL 10 the number is `major * 10000 + minor` (PostgreSQL documentation, section
-/// "libpq: Connection Status Functions", `PQserverVersion`).
-#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash)]
+/// "libpq: Connection Status Functions", `PQserverVersion`). In serde it is that number.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash, Serialize, Deserialize)]
+#[serde(transparent)]
 pub struct ServerVersion(u32);
 
 impl ServerVersion {

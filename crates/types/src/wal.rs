@@ -10,6 +10,8 @@
 
 use std::fmt;
 
+use serde::{Deserialize, Serialize};
+
 use crate::bytes::Bytes;
 use crate::diagnostic::{Diagnose, Outcome};
 use crate::lsn::{Lsn, halves};
@@ -44,17 +46,20 @@ macro_rules! serde_as_name {
 }
 
 mod file_name;
+pub mod page_header;
 mod segment;
 #[cfg(test)]
 mod tests;
 
 pub use file_name::WalFileName;
+pub use page_header::WalPageHeader;
 pub use segment::SegmentName;
 
 /// The size of the WAL segments of a cluster: a power of two from 1 MiB to 1 GiB, chosen by initdb's
 /// `--wal-segsize` (`IsValidWalSegSize` in `src/include/access/xlog_internal.h`). Its text is for people:
-/// `16 MiB`.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash)]
+/// `16 MiB`. In serde it is the number of bytes.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash, Serialize, Deserialize)]
+#[serde(into = "u64", try_from = "u64")]
 pub struct SegmentSize(u32);
 
 impl SegmentSize {
@@ -107,6 +112,20 @@ impl SegmentSize {
     /// The largest number that a segment of this size can have.
     pub fn last_number(self) -> u64 {
         u64::MAX / self.bytes()
+    }
+}
+
+impl From<SegmentSize> for u64 {
+    fn from(size: SegmentSize) -> Self {
+        size.bytes()
+    }
+}
+
+impl TryFrom<u64> for SegmentSize {
+    type Error = InvalidSegmentSize;
+
+    fn try_from(bytes: u64) -> Result<Self, InvalidSegmentSize> {
+        Self::new(bytes)
     }
 }
 

@@ -2,6 +2,8 @@
 
 use std::fmt;
 
+use serde::{Deserialize, Serialize};
+
 use crate::lsn::halves;
 
 /// A transaction identifier that does not wrap around: the epoch in the upper 32 bits.
@@ -149,8 +151,9 @@ impl fmt::Display for WalLevel {
     }
 }
 
-/// Whether pages carry checksums.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
+/// Whether pages carry checksums. In serde it is the number that pg_controldata prints.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, Serialize, Deserialize)]
+#[serde(from = "u32", into = "u32")]
 pub enum DataChecksums {
     /// They do not.
     Off,
@@ -171,5 +174,20 @@ impl DataChecksums {
             Self::Off => 0,
             Self::Version(version) => version,
         }
+    }
+}
+
+impl From<u32> for DataChecksums {
+    fn from(version: u32) -> Self {
+        match version {
+            0 => Self::Off,
+            version => Self::Version(version),
+        }
+    }
+}
+
+impl From<DataChecksums> for u32 {
+    fn from(checksums: DataChecksums) -> Self {
+        checksums.version()
     }
 }
