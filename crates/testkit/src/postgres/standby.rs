@@ -124,3 +124,40 @@ impl StandbyBuilder<'_> {
         }
     }
 }
+
+impl Postgres {
+    /// A server without a data directory yet: a restore makes it at [`Postgres::data_dir`];
+    /// [`Postgres::settle`] then gives it its own port, and [`Postgres::start_again`] starts it.
+    pub fn vacant(major: super::Major) -> Self {
+        let sandbox = Sandbox::new();
+        Self {
+            major,
+            bin_dir: major.bin_dir(),
+            data_dir: sandbox.path().join("data"),
+            sandbox,
+            port: Port::reserve(),
+            password: None,
+            child: std::sync::Mutex::new(None),
+            leftovers: std::sync::Mutex::new(control::Leftovers::default()),
+        }
+    }
+
+    /// Appends this server's own address, and further settings, to the configuration that lies in its data
+    /// directory.
+    pub fn settle(&self, settings: &[(&str, &str)]) {
+        let configuration = self.data_dir.join("postgresql.conf");
+        let own = builder::own_settings(self.sandbox.path(), self.port.number());
+        let place = own.into_iter().filter(|(name, _)| {
+            matches!(
+                name.as_str(),
+                "listen_addresses" | "port" | "unix_socket_directories"
+            )
+        });
+        let settings = settings
+            .iter()
+            .map(|(name, value)| ((*name).to_owned(), (*value).to_owned()));
+        for (name, value) in place.chain(settings) {
+            append(&configuration, &format!("{name} = {}", quoted(&value)));
+        }
+    }
+}
