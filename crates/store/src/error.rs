@@ -6,6 +6,7 @@ use std::io;
 use pgmahout_config::secret::SecretError;
 use pgmahout_types::diagnostic::{Diagnose, Outcome};
 
+use crate::framed::FramedError;
 use crate::seal::SealError;
 
 /// What an operation was doing, to be read after "cannot".
@@ -278,6 +279,21 @@ pub enum StoreError {
         /// On what.
         subject: Subject,
     },
+    /// A framed object cannot be made or opened, though it is not damaged.
+    #[error("{subject}")]
+    Framed {
+        /// On what.
+        subject: Subject,
+        /// Why.
+        #[source]
+        source: FramedError,
+    },
+    /// The storage does not refuse to create what exists, and nobody promised to be the only writer.
+    #[error("{subject}: the storage cannot create an object only where none is")]
+    NotConditional {
+        /// On what.
+        subject: Subject,
+    },
     /// Everything else.
     #[error("{subject}")]
     Other {
@@ -342,6 +358,22 @@ impl StoreError {
                 repository: subject.repository,
                 source,
             },
+        }
+    }
+
+    /// A framed object's error about the object.
+    pub fn from_framed(error: FramedError, subject: Subject) -> Self {
+        match error {
+            FramedError::WrongKey => Self::WrongKey {
+                subject,
+                source: SealError::WrongKey,
+            },
+            FramedError::KeyNotGiven => Self::KeyNotConfigured { subject },
+            source if source.is_damage() => Self::Corrupt {
+                subject,
+                source: Box::new(source),
+            },
+            source => Self::Framed { subject, source },
         }
     }
 
@@ -437,6 +469,11 @@ impl Diagnose for StoreError {
             Self::ReadBackDiffers { .. } => {
                 "do not use this storage for backups: it does not keep what it is given"
             }
+            Self::Framed { source, .. } => return source.hint(),
+            Self::NotConditional { .. } => {
+                "use another storage, or set `single_writer: true` in the repository's settings if one host alone \
+                 writes to it"
+            }
             Self::Other { .. } => "see whether the repository answers: pgmahout dump list --repo",
         };
         Some(text.to_owned())
@@ -445,7 +482,8 @@ impl Diagnose for StoreError {
     fn outcome(&self) -> Outcome {
         match self {
             Self::Settings { .. } | Self::InvalidName { .. } => Outcome::Usage,
-            Self::AlreadyExists { .. } => Outcome::Refused,
+            Self::AlreadyExists { .. } | Self::NotConditional { .. } => Outcome::Refused,
+            Self::Framed { source, .. } => source.outcome(),
             Self::Cancelled { .. } => Outcome::Interrupted,
             Self::Encryption { source, .. } => source.outcome(),
             Self::Secret { source, .. } => source.outcome(),

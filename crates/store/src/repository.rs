@@ -4,11 +4,15 @@
 //! components with `/` between them, of letters, digits and `. _ - = + @ ,`; [`encode_component`] makes such
 //! a component of any text.
 //!
-//! Small objects (manifests) go through memory with [`Repository::put_bytes`] and [`Repository::get_bytes`];
-//! large ones stream through [`Repository::writer`] and [`Repository::reader`], which are for blocking
-//! threads. A repository with encryption has a key, wrapped in the object `repository.key` (twice:
-//! `repository.key.copy`), which [`Repository::keyring`] opens or, the first time, makes; sealing objects with
-//! it is their writer's business.
+//! Objects that are in memory as a whole (manifests, packs) go through [`Repository::put_bytes`],
+//! [`Repository::create_once`] and [`Repository::get_bytes`]; parts of one are read with
+//! [`Repository::read_range`] and [`Repository::open_random`]. Larger ones stream through [`Repository::writer`]
+//! and [`Repository::reader`], which are for blocking threads, as is [`BlockingRepository`].
+//!
+//! A repository with encryption has keys, the first wrapped in the object `repository.key` (twice:
+//! `repository.key.copy`), which [`Repository::keyring`] and [`Repository::object_cipher`] open or, the first
+//! time, make; sealing objects with them is their writer's business. A limit of bandwidth holds for a repository
+//! and all its clones together.
 //!
 //! # Memory
 //!
@@ -21,27 +25,35 @@
 //! removes it when nobody holds it any more and it is a day old. On S3 it leaves parts that no listing
 //! shows: give the bucket a lifecycle rule that aborts incomplete multipart uploads after a few days.
 
+mod bandwidth;
+mod blocking;
 mod check;
 mod keys;
 mod local;
 mod name;
 mod object;
+mod random;
 mod s3;
 mod settings;
 #[cfg(test)]
 mod tests;
 
+use std::ops::Range;
 use std::sync::Arc;
 
 use bytes::Bytes;
 use pgmahout_config::secret::SecretReference;
-use tokio::sync::OnceCell;
+use tokio::runtime::Handle;
+use tokio::sync::mpsc;
 use tokio::task::spawn_blocking;
 use tokio_util::sync::CancellationToken;
 
+pub use blocking::BlockingRepository;
 pub use check::CheckReport;
+pub use keys::RepositoryKey;
 pub use name::{decode_component, encode_component};
-pub use object::{ObjectEntry, ObjectReader, ObjectWriter, PutMode};
+pub use object::{CreateOutcome, ObjectEntry, ObjectReader, ObjectWriter, PutMode};
+pub use random::ObjectHandle;
 pub use settings::{
     EncryptionSettings, Location, ParseLocationError, Patience, RepositorySettings, S3Settings,
     StorageSettings,
@@ -49,9 +61,12 @@ pub use settings::{
 
 use crate::codec::Codec;
 use crate::error::{Action, StoreError, Subject};
-use crate::seal::Keyring;
+use crate::framed::FrameCodec;
+use bandwidth::Throttle;
+use keys::LoadedKeys;
 use local::LocalStore;
 use object::{ReaderKind, WriterKind};
+use random::HandleKind;
 use s3::{S3Secrets, S3Store};
 
 /// An open repository. Cheap to clone; clones share connections and the opened key.
@@ -61,7 +76,7 @@ pub struct Repository {
     settings: Arc<RepositorySettings>,
     /// Name and place, for messages.
     description: String,
-    keyring: Arc<OnceCell<Option<Arc<Keyring>>>>,
+    keys: Arc<tokio::sync::Mutex<Option<LoadedKeys>>>,
 }
 
 #[derive(Debug, Clone)]
@@ -84,9 +99,10 @@ impl Repository {
         } else {
             format!("{} ({location})", settings.name)
         };
+        let throttle = Throttle::new(settings.bandwidth_limit);
         let storage = match &settings.storage {
             StorageSettings::Local { path } => {
-                Storage::Local(LocalStore::new(path.clone(), description.clone()))
+                Storage::Local(LocalStore::new(path.clone(), description.clone(), throttle))
             }
             StorageSettings::S3(s3) => {
                 let name = settings.name.clone();
@@ -111,7 +127,7 @@ impl Repository {
                         secret_key: secret("the secret key", &s3.secret_key)?,
                         session_token: secret("the session token", &s3.session_token)?,
                     };
-                    S3Store::new(&s3, &secrets, description, &name)
+                    S3Store::new(&s3, &secrets, description, &name, throttle)
                 });
                 Storage::S3(Arc::new(built.await?))
             }
@@ -120,7 +136,7 @@ impl Repository {
             storage,
             settings: Arc::new(settings),
             description,
-            keyring: Arc::default(),
+            keys: Arc::default(),
         })
     }
 
@@ -149,7 +165,20 @@ impl Repository {
         self.settings.encryption.is_some()
     }
 
-    fn subject(&self, action: Action, object: &str) -> Subject {
+    /// How frames of framed objects are compressed when nothing else is asked for: as the settings say, and
+    /// where they name no codec that frames have, zstd at level 1.
+    pub fn frame_codec(&self) -> FrameCodec {
+        self.settings.compression.into()
+    }
+
+    /// Whether it is promised that one host alone writes here. Where the storage cannot create an object only
+    /// where none is, nothing else keeps two writers apart.
+    pub fn is_single_writer(&self) -> bool {
+        self.settings.single_writer
+    }
+
+    /// What an error of an operation on an object of this repository is about.
+    pub fn subject(&self, action: Action, object: &str) -> Subject {
         Subject {
             repository: self.description.clone(),
             object: object.to_owned(),
@@ -178,6 +207,89 @@ impl Repository {
             }
             Storage::S3(store) => store.put_bytes(name, bytes, mode).await,
         }
+    }
+
+    /// Stores an object only where none is, and says which it was. An answer that was lost is decided by reading
+    /// back: bytes that are there and equal to these count as created, so put a nonce into them where that must
+    /// be told from another's.
+    ///
+    /// Up to 5 GiB are put with one request; the bytes are not copied.
+    ///
+    /// # Errors
+    ///
+    /// [`StoreError::NotConditional`] where the storage does not know conditional writes and nobody promised to be
+    /// the single writer; otherwise what the storage says. When it could not even be read back
+    /// ([`StoreError::is_retryable`]), the object may be there.
+    pub async fn create_once(
+        &self,
+        name: &str,
+        bytes: impl Into<Bytes>,
+    ) -> Result<CreateOutcome, StoreError> {
+        name::check(name)?;
+        let bytes = bytes.into();
+        let created = match &self.storage {
+            Storage::Local(store) => {
+                let (store, name) = (store.clone(), name.to_owned());
+                run_blocking(move || store.put_bytes(&name, &bytes, PutMode::Create)).await
+            }
+            Storage::S3(store) => store.create(name, bytes, !self.settings.single_writer).await,
+        };
+        CreateOutcome::of(created)
+    }
+
+    /// Reads a range of an object's bytes.
+    ///
+    /// # Errors
+    ///
+    /// [`StoreError::NotFound`], [`StoreError::Corrupt`] when the object ends before the range does, or what the
+    /// storage says.
+    pub async fn read_range(&self, name: &str, range: Range<u64>) -> Result<Bytes, StoreError> {
+        name::check(name)?;
+        match &self.storage {
+            Storage::Local(store) => {
+                let (store, name) = (store.clone(), name.to_owned());
+                run_blocking(move || {
+                    let mut bytes = Vec::new();
+                    let length = range.end.saturating_sub(range.start) as usize;
+                    store
+                        .open_random(&name)?
+                        .read_at(range.start, length, &mut bytes)?;
+                    Ok(bytes.into())
+                })
+                .await
+            }
+            Storage::S3(store) => {
+                let mut bytes = Vec::new();
+                store.open_random(name).read(range, &mut bytes).await?;
+                Ok(bytes.into())
+            }
+        }
+    }
+
+    /// Opens an object for reading parts of it from blocking threads. On S3 nothing is asked yet, not even whether
+    /// it exists; on a file system it is one cheap call.
+    ///
+    /// # Errors
+    ///
+    /// [`StoreError::NotFound`] on a file system, or what it says.
+    pub async fn open_random(&self, name: &str) -> Result<ObjectHandle, StoreError> {
+        name::check(name)?;
+        let kind = match &self.storage {
+            Storage::Local(store) => {
+                let (store, name) = (store.clone(), name.to_owned());
+                HandleKind::Local(run_blocking(move || store.open_random(&name)).await?)
+            }
+            Storage::S3(store) => HandleKind::S3 {
+                source: Arc::new(store.open_random(name)),
+                runtime: Handle::current(),
+            },
+        };
+        Ok(ObjectHandle { kind })
+    }
+
+    /// This repository for std threads. Call it on the runtime whose threads shall do the network's work.
+    pub fn blocking(&self) -> BlockingRepository {
+        BlockingRepository::new(self.clone(), Handle::current())
     }
 
     /// Reads a small object whole, at most `limit` bytes.
@@ -264,6 +376,29 @@ impl Repository {
         prefix: &str,
         cancellation: &CancellationToken,
     ) -> Result<Vec<ObjectEntry>, StoreError> {
+        let mut found = Vec::new();
+        self.list_each(prefix, cancellation, |page| {
+            found.extend(page);
+            Ok(())
+        })
+        .await?;
+        found.sort_by(|left, right| left.name.cmp(&right.name));
+        Ok(found)
+    }
+
+    /// The same, given to `each` page by page, by name, so that the whole listing is never in memory. An error of
+    /// `each` ends the listing and is given back. On S3 a page that was given may be given again only within a
+    /// new call.
+    ///
+    /// # Errors
+    ///
+    /// As [`Repository::list`], and those of `each`.
+    pub async fn list_each(
+        &self,
+        prefix: &str,
+        cancellation: &CancellationToken,
+        mut each: impl FnMut(Vec<ObjectEntry>) -> Result<(), StoreError>,
+    ) -> Result<(), StoreError> {
         let prefix = prefix.trim_matches('/').to_owned();
         if !prefix.is_empty() {
             name::check(&prefix)?;
@@ -271,14 +406,57 @@ impl Repository {
         match &self.storage {
             Storage::Local(store) => {
                 let (store, cancellation) = (store.clone(), cancellation.clone());
-                run_blocking(move || store.list(&prefix, &cancellation)).await
+                let (sender, mut pages) = mpsc::channel(PAGES_AHEAD);
+                let listing = run_blocking(move || {
+                    store.list_each(&prefix, &cancellation, |page| {
+                        // Nobody receives any more after an error of `each`, which is told below.
+                        sender.blocking_send(page).map_err(|_| StoreError::Cancelled {
+                            subject: store.listing_subject(&prefix),
+                        })
+                    })
+                });
+                let giving = async move {
+                    while let Some(page) = pages.recv().await {
+                        each(page)?;
+                    }
+                    Ok(())
+                };
+                let (listed, given) = tokio::join!(listing, giving);
+                given.and(listed)
             }
             Storage::S3(store) => tokio::select! {
                 // Both are safe to drop: listing only reads.
                 () = cancellation.cancelled() => {
                     Err(StoreError::Cancelled { subject: self.subject(Action::List, &prefix) })
                 }
-                listed = store.list(&prefix) => listed,
+                listed = store.list_each(&prefix, each) => listed,
+            },
+        }
+    }
+
+    /// Deletes objects, some at a time. Names under which nothing is are passed over, and what failed does not
+    /// keep the others from being deleted.
+    ///
+    /// # Errors
+    ///
+    /// The first failure, or [`StoreError::Cancelled`]; some objects are then still there. Run it again.
+    pub async fn delete_many(
+        &self,
+        names: &[String],
+        cancellation: &CancellationToken,
+    ) -> Result<(), StoreError> {
+        names.iter().try_for_each(|name| name::check(name))?;
+        match &self.storage {
+            Storage::Local(store) => {
+                let (store, cancellation, names) = (store.clone(), cancellation.clone(), names.to_vec());
+                run_blocking(move || store.delete_many(&names, &cancellation)).await
+            }
+            Storage::S3(store) => tokio::select! {
+                // Both are safe to drop: each deletion is carried out or not.
+                () = cancellation.cancelled() => {
+                    Err(StoreError::Cancelled { subject: self.subject(Action::Delete, "") })
+                }
+                deleted = store.delete_many(names) => deleted,
             },
         }
     }
@@ -324,6 +502,9 @@ impl Repository {
         }
     }
 }
+
+/// Pages of a listing that wait for whoever takes them.
+const PAGES_AHEAD: usize = 4;
 
 /// Runs blocking work on the runtime's threads for that. A panic there goes on here.
 async fn run_blocking<T: Send + 'static>(work: impl FnOnce() -> T + Send + 'static) -> T {

@@ -27,6 +27,7 @@
 //! | header key | 32 | `HKDF-SHA256(salt = object salt, secret = object key, info = "pgmahout sealed v1: header")` |
 //! | slot key, passphrase | 32 | `Argon2id version 0x13 (password = passphrase as UTF-8, salt = slot salt, memory, passes and lanes of the slot)` |
 //! | slot key, key file | 32 | `HKDF-SHA256(salt = slot salt, secret = the key file's 32 bytes, info = "pgmahout sealed v1: key file slot")` |
+//! | slot key, command | 32 | `HKDF-SHA256(salt = slot salt, secret = the key that the program printed, info = "pgmahout sealed v1: command slot")` |
 //!
 //! HKDF is RFC 5869, Argon2id is RFC 9106, AES-256-GCM is NIST SP 800-38D with 96-bit nonces and 128-bit
 //! tags.
@@ -62,15 +63,15 @@
 //! | 32 | header MAC: `HMAC-SHA256(header key, preamble || everything of this section before the MAC)` |
 //! | 32 | header checksum: `SHA-256(preamble || everything of this section before the checksum)` |
 //!
-//! A slot holds the object key, encrypted for one passphrase or one key file; any slot opens the file:
+//! A slot holds the object key, encrypted for one passphrase or one key; any slot opens the file:
 //!
 //! | offset | length | content |
 //! | --- | --- | --- |
-//! | 0 | 1 | kind: 1 passphrase, 2 key file |
+//! | 0 | 1 | kind: 1 passphrase, 2 key file, 3 command |
 //! | 1 | 3 | zero |
-//! | 4 | 4 | Argon2id memory in KiB (0 for a key file) |
-//! | 8 | 4 | Argon2id passes (0 for a key file) |
-//! | 12 | 4 | Argon2id lanes (0 for a key file) |
+//! | 4 | 4 | Argon2id memory in KiB (0 for a key) |
+//! | 8 | 4 | Argon2id passes (0 for a key) |
+//! | 12 | 4 | Argon2id lanes (0 for a key) |
 //! | 16 | 32 | slot salt: fresh random bytes |
 //! | 48 | 48 | AES-256-GCM of the object key: ciphertext (32) and tag (16) under the slot key, nonce of 12 zero bytes, associated data `"pgmahout sealed v1: slot" || preamble || the slot's first 48 bytes` |
 //!
@@ -78,6 +79,10 @@
 //! opens (or, in a file without slots, the header MAC does not match), the key is the wrong one. If a slot
 //! opens and the header MAC does not match, somebody has changed the header. Changing a passphrase replaces
 //! this section; the frames stay as they are.
+//!
+//! The object `repository.key` is such a file: its object key is the repository's key number 0, its plaintext is
+//! empty, its kind is `repository key`, its name is empty. Key number `n` is in `repository.key.n`, of the same
+//! kind, and its name is `n` in decimal.
 //!
 //! A reader must bound what a slot may ask for: pgmahout refuses more than 256 MiB of memory, 16 passes, 8
 //! lanes, or 2 GiB as the product of memory and passes.
@@ -103,17 +108,21 @@ mod opener;
 mod repository_key;
 mod rewrap;
 mod sealer;
+mod slots;
 #[cfg(test)]
 mod tests;
 
 pub use error::SealError;
 pub use frame::{FrameCipher, TAG_LENGTH};
 pub use header::{SealedInfo, SlotKind, inspect, is_sealed};
+pub(crate) use header::{cipher as aead_key, digest_of};
+pub(crate) use key::random;
 pub use key::{Argon2Parameters, Credential, Key, Keyring, generate_key_file, read_key_file};
 pub use opener::Opener;
 pub use repository_key::{create_repository_key, open_repository_key};
 pub use rewrap::rewrap;
 pub use sealer::Sealer;
+pub use slots::{KeySlot, SlotChoice, add_slot, list_slots, remove_slot};
 
 /// What a sealed file is, authenticated with it: a file sealed as one thing does not open as another.
 #[derive(Debug, Clone, PartialEq, Eq)]

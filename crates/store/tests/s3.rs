@@ -50,6 +50,8 @@ fn settings(s3: S3Settings) -> RepositorySettings {
         storage: StorageSettings::S3(s3),
         encryption: None,
         compression: Codec::default(),
+        single_writer: false,
+        bandwidth_limit: None,
     }
 }
 

@@ -198,6 +198,8 @@ fn settings(endpoint: String, ca_cert: Option<PathBuf>) -> RepositorySettings {
         }),
         encryption: None,
         compression: Codec::default(),
+        single_writer: false,
+        bandwidth_limit: None,
     }
 }
 

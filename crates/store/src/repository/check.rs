@@ -3,6 +3,7 @@
 use std::time::{Duration, Instant};
 
 use bytes::Bytes;
+use futures::future::join_all;
 use tokio_util::sync::CancellationToken;
 
 use super::{PutMode, Repository, Storage};
@@ -22,7 +23,22 @@ pub struct CheckReport {
     pub read: Duration,
     /// Whether "create only" is honoured; see [`Repository::supports_conditional_put`].
     pub conditional_put: bool,
+    /// How many creators raced for one name.
+    pub creators: usize,
+    /// How many of them were told that they had won: one, where "create only" is honoured.
+    pub winners: usize,
 }
+
+/// How a race of creators ended.
+#[derive(Debug, Clone, Copy)]
+struct Race {
+    winners: usize,
+    /// One winner, nobody after it, and its content is there.
+    is_exclusive: bool,
+}
+
+/// How many creators race.
+const CREATORS: usize = 8;
 
 impl Repository {
     /// Lists, writes a small object, reads it back, compares, deletes it, and sees that it is gone. The
@@ -52,11 +68,13 @@ impl Repository {
                 subject: self.subject(Action::Write, &name),
             });
         }
-        let conditional_put = self.supports_conditional_put().await?;
+        let race = self.race().await?;
         Ok(CheckReport {
             write,
             read,
-            conditional_put,
+            conditional_put: race.is_exclusive,
+            creators: CREATORS,
+            winners: race.winners,
         })
     }
 
@@ -85,42 +103,70 @@ impl Repository {
         Ok((write, read))
     }
 
-    /// Whether [`PutMode::Create`] is atomic here, proven by trying: two creates race for one name and exactly
-    /// one may win, a third must lose, and what is there must be the winner's. Where this is `false`, two
-    /// writers of one name that race can both succeed, and the later one stays.
+    /// Whether [`PutMode::Create`] is atomic here, proven by trying: eight creators race for one name and exactly
+    /// one may win, one that comes later must lose, and what is there must be the winner's. Where this is `false`,
+    /// two writers of one name that race can both succeed, and the later one stays.
     ///
     /// # Errors
     ///
     /// What the storage says, other than that it refuses or does not know conditional writes.
     pub async fn supports_conditional_put(&self) -> Result<bool, StoreError> {
-        let (name, first) = self.probe_object()?;
-        let (_, second) = self.probe_object()?;
-        let result = self.race(&name, first, second).await;
+        Ok(self.race().await?.is_exclusive)
+    }
+
+    async fn race(&self) -> Result<Race, StoreError> {
+        let (name, _) = self.probe_object()?;
+        let contents = (0..CREATORS)
+            .map(|_| self.probe_object().map(|(_, content)| content))
+            .collect::<Result<Vec<_>, _>>()?;
+        let result = self.race_for(&name, &contents).await;
         let deleted = self.delete(&name).await;
-        let supported = result?;
+        let race = result?;
         deleted?;
-        Ok(supported)
+        Ok(race)
     }
 
-    async fn race(&self, name: &str, first: Bytes, second: Bytes) -> Result<bool, StoreError> {
-        let (won_first, won_second) = tokio::join!(
-            self.create_once(name, first.clone()),
-            self.create_once(name, second.clone())
-        );
-        let (won_first, won_second) = match (won_first, won_second) {
-            (Err(StoreError::Other { .. }), _) | (_, Err(StoreError::Other { .. })) => return Ok(false),
-            (first, second) => (first?, second?),
-        };
-        if won_first == won_second || self.create_once(name, Bytes::from_static(b"late")).await? {
-            return Ok(false);
+    async fn race_for(&self, name: &str, contents: &[Bytes]) -> Result<Race, StoreError> {
+        let creators = contents
+            .iter()
+            .map(|content| self.attempt_create(name, content.clone()));
+        let mut winners = Vec::new();
+        let (mut is_refused, mut busy) = (false, None);
+        for (won, content) in join_all(creators).await.into_iter().zip(contents) {
+            match won {
+                Ok(true) => winners.push(content),
+                Ok(false) => {}
+                // A server that does not know the condition.
+                Err(StoreError::Other { .. }) => is_refused = true,
+                // "Another conditional write is under way" is how AWS answers the losers of a race.
+                Err(error @ StoreError::Unavailable { .. }) => {
+                    busy.get_or_insert(error);
+                }
+                Err(error) => return Err(error),
+            }
         }
-        let winner = if won_first { first } else { second };
-        Ok(self.get_bytes(name, winner.len() as u64).await? == winner)
+        if let (true, Some(error)) = (winners.is_empty() && !is_refused, busy) {
+            return Err(error);
+        }
+        let count = winners.len();
+        let ended = |is_exclusive| {
+            Ok(Race {
+                winners: count,
+                is_exclusive,
+            })
+        };
+        let [winner] = winners[..] else {
+            return ended(false);
+        };
+        if is_refused || self.attempt_create(name, Bytes::from_static(b"late")).await? {
+            return ended(false);
+        }
+        ended(self.get_bytes(name, winner.len() as u64).await? == *winner)
     }
 
-    async fn create_once(&self, name: &str, bytes: Bytes) -> Result<bool, StoreError> {
+    async fn attempt_create(&self, name: &str, bytes: Bytes) -> Result<bool, StoreError> {
         match &self.storage {
-            Storage::S3(store) => match store.create_once(name, bytes).await {
+            Storage::S3(store) => match store.attempt_create(name, bytes).await {
                 // A server that does not know the header says 501.
                 Err(StoreError::Unavailable { source, subject }) if source.0.contains("NotImplemented") => {
                     Err(StoreError::Other {

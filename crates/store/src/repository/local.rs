@@ -3,6 +3,7 @@
 //! Every write is a temporary beside its target, synced, renamed, and the directory synced. Files are made
 //! for their owner alone (0600, directories 0700): dumps hold everything that the database holds.
 
+use std::collections::BTreeSet;
 use std::fs::{self, File};
 use std::io::{self, BufWriter, Read, Write};
 use std::os::unix::fs::MetadataExt;
@@ -12,9 +13,12 @@ use std::time::{Duration, SystemTime};
 use bytes::Bytes;
 use pgmahout_durable::{
     AtomicFile, DurableError, Overwrite, create_directory_durably, remove_durably, remove_stale_temporaries,
+    sync_directory,
 };
 use tokio_util::sync::CancellationToken;
 
+use super::bandwidth::Throttle;
+use super::random::LocalObject;
 use super::{ObjectEntry, PutMode};
 use crate::error::{Action, Answer, StoreError, Subject};
 
@@ -29,11 +33,16 @@ const STALE_AFTER: Duration = Duration::from_hours(24);
 pub(super) struct LocalStore {
     root: PathBuf,
     repository: String,
+    throttle: Throttle,
 }
 
 impl LocalStore {
-    pub(super) fn new(root: PathBuf, repository: String) -> Self {
-        Self { root, repository }
+    pub(super) fn new(root: PathBuf, repository: String, throttle: Throttle) -> Self {
+        Self {
+            root,
+            repository,
+            throttle,
+        }
     }
 
     fn subject(&self, action: Action, object: &str) -> Subject {
@@ -42,6 +51,10 @@ impl LocalStore {
             object: object.to_owned(),
             action,
         }
+    }
+
+    pub(super) fn listing_subject(&self, prefix: &str) -> Subject {
+        self.subject(Action::List, prefix)
     }
 
     fn path(&self, name: &str) -> PathBuf {
@@ -116,8 +129,26 @@ impl LocalStore {
             mode,
             subject,
             written: 0,
+            throttle: self.throttle.clone(),
             cancellation,
             failed: false,
+        })
+    }
+
+    /// Opens an object to read parts of it.
+    pub(super) fn open_random(&self, name: &str) -> Result<LocalObject, StoreError> {
+        let subject = self.subject(Action::Read, name);
+        let failed = |error| self.error(Action::Read, name, error);
+        let file = File::open(self.path(name)).map_err(failed)?;
+        let metadata = file.metadata().map_err(failed)?;
+        if !metadata.is_file() {
+            return Err(StoreError::NotFound { subject });
+        }
+        Ok(LocalObject {
+            file,
+            size: metadata.size(),
+            subject,
+            throttle: self.throttle.clone(),
         })
     }
 
@@ -140,6 +171,7 @@ impl LocalStore {
             expected: metadata.size(),
             read: 0,
             subject: self.subject(Action::Read, name),
+            throttle: self.throttle.clone(),
             cancellation,
         };
         Ok((reader, entry))
@@ -178,12 +210,13 @@ impl LocalStore {
         }
     }
 
-    pub(super) fn list(
+    /// All objects below a prefix, by name, one directory's run of files at a time.
+    pub(super) fn list_each(
         &self,
         prefix: &str,
         cancellation: &CancellationToken,
-    ) -> Result<Vec<ObjectEntry>, StoreError> {
-        let mut found = Vec::new();
+        mut each: impl FnMut(Vec<ObjectEntry>) -> Result<(), StoreError>,
+    ) -> Result<(), StoreError> {
         if prefix.is_empty() && !self.root.is_dir() {
             // Told apart from a repository that is empty: an unmounted disk must not look like no backups.
             let error = fs::read_dir(&self.root)
@@ -191,49 +224,123 @@ impl LocalStore {
                 .unwrap_or_else(|| io::ErrorKind::NotFound.into());
             return Err(self.error(Action::List, "", error));
         }
-        let mut directories = vec![prefix.to_owned()];
-        while let Some(directory) = directories.pop() {
-            if cancellation.is_cancelled() {
-                return Err(StoreError::Cancelled {
-                    subject: self.subject(Action::List, prefix),
-                });
+        let mut page = Vec::new();
+        // What is still to be looked at, the next one last.
+        let mut rest = vec![Listed::Directory(prefix.to_owned())];
+        while let Some(listed) = rest.pop() {
+            match listed {
+                Listed::Object(entry) => page.push(entry),
+                Listed::Directory(directory) => {
+                    if cancellation.is_cancelled() {
+                        return Err(StoreError::Cancelled {
+                            subject: self.subject(Action::List, prefix),
+                        });
+                    }
+                    rest.extend(self.list_directory(&directory)?);
+                }
             }
-            let failed = |error| self.error(Action::List, &directory, error);
-            let entries = match fs::read_dir(self.path(&directory)) {
-                Ok(entries) => entries,
-                Err(error) if error.kind() == io::ErrorKind::NotFound => continue,
-                Err(error) => return Err(failed(error)),
-            };
-            for listed in entries {
-                let listed = listed.map_err(failed)?;
-                let Ok(file_name) = listed.file_name().into_string() else {
-                    continue;
-                };
-                // Temporaries and whatever else begins with a dot are no objects.
-                if file_name.starts_with('.') {
-                    continue;
-                }
-                let name = if directory.is_empty() {
-                    file_name
-                } else {
-                    format!("{directory}/{file_name}")
-                };
-                match listed.metadata() {
-                    Ok(metadata) if metadata.is_dir() => directories.push(name),
-                    Ok(metadata) if metadata.is_file() => found.push(entry(name, &metadata)),
-                    Ok(_) => {}
-                    // Removed since it was listed.
-                    Err(error) if error.kind() == io::ErrorKind::NotFound => {}
-                    Err(error) => return Err(failed(error)),
-                }
+            if page.len() >= LISTING_PAGE {
+                each(std::mem::take(&mut page))?;
             }
         }
-        found.sort_by(|left, right| left.name.cmp(&right.name));
+        if page.is_empty() { Ok(()) } else { each(page) }
+    }
+
+    /// What is in one directory, the last by name first: as whole names sort, in which `/` comes after `.`.
+    fn list_directory(&self, directory: &str) -> Result<Vec<Listed>, StoreError> {
+        let failed = |error| self.error(Action::List, directory, error);
+        let entries = match fs::read_dir(self.path(directory)) {
+            Ok(entries) => entries,
+            Err(error) if error.kind() == io::ErrorKind::NotFound => return Ok(Vec::new()),
+            Err(error) => return Err(failed(error)),
+        };
+        let mut found = Vec::new();
+        for listed in entries {
+            let listed = listed.map_err(failed)?;
+            let Ok(file_name) = listed.file_name().into_string() else {
+                continue;
+            };
+            // Temporaries and whatever else begins with a dot are no objects.
+            if file_name.starts_with('.') {
+                continue;
+            }
+            let name = if directory.is_empty() {
+                file_name
+            } else {
+                format!("{directory}/{file_name}")
+            };
+            match listed.metadata() {
+                Ok(metadata) if metadata.is_dir() => found.push(Listed::Directory(name)),
+                Ok(metadata) if metadata.is_file() => found.push(Listed::Object(entry(name, &metadata))),
+                Ok(_) => {}
+                // Removed since it was listed.
+                Err(error) if error.kind() == io::ErrorKind::NotFound => {}
+                Err(error) => return Err(failed(error)),
+            }
+        }
+        found.sort_by_cached_key(|listed| std::cmp::Reverse(listed.order()));
         Ok(found)
     }
 
     pub(super) fn delete(&self, name: &str) -> Result<bool, StoreError> {
         remove_durably(self.path(name)).map_err(|error| self.durable(Action::Delete, name, error))
+    }
+
+    /// Deletes many, and syncs each directory once at the end. What failed does not keep the others.
+    pub(super) fn delete_many(
+        &self,
+        names: &[String],
+        cancellation: &CancellationToken,
+    ) -> Result<(), StoreError> {
+        let mut first_error = None;
+        let mut directories = BTreeSet::new();
+        for name in names {
+            if cancellation.is_cancelled() {
+                first_error.get_or_insert(StoreError::Cancelled {
+                    subject: self.subject(Action::Delete, name),
+                });
+                break;
+            }
+            let path = self.path(name);
+            match fs::remove_file(&path) {
+                Ok(()) => {
+                    directories.extend(path.parent().map(Path::to_owned));
+                }
+                Err(error)
+                    if matches!(
+                        error.kind(),
+                        io::ErrorKind::NotFound | io::ErrorKind::NotADirectory
+                    ) => {}
+                Err(error) => {
+                    first_error.get_or_insert(self.error(Action::Delete, name, error));
+                }
+            }
+        }
+        for directory in directories {
+            if let Err(error) = sync_directory(&directory) {
+                first_error.get_or_insert(self.durable(Action::Delete, "", error));
+            }
+        }
+        first_error.map_or(Ok(()), Err)
+    }
+}
+
+/// Entries that a listing gives at a time.
+const LISTING_PAGE: usize = 1000;
+
+enum Listed {
+    Object(ObjectEntry),
+    Directory(String),
+}
+
+impl Listed {
+    /// By what it sorts among names: those below a directory go on with `/`.
+    fn order(&self) -> Vec<u8> {
+        let (name, end) = match self {
+            Self::Object(entry) => (&entry.name, None),
+            Self::Directory(name) => (name, Some(b'/')),
+        };
+        name.bytes().chain(end).collect()
     }
 }
 
@@ -268,6 +375,7 @@ pub(super) struct LocalWriter {
     mode: PutMode,
     subject: Subject,
     written: u64,
+    throttle: Throttle,
     cancellation: CancellationToken,
     /// Set by a failed write: what is in the file is then not what was given.
     failed: bool,
@@ -286,6 +394,7 @@ impl LocalWriter {
             written,
             cancellation,
             failed,
+            ..
         } = self;
         if cancellation.is_cancelled() {
             return Err(StoreError::Cancelled { subject });
@@ -326,7 +435,9 @@ impl Write for LocalWriter {
             }
             .into());
         }
-        match self.file.write(bytes) {
+        let piece = self.throttle.piece(bytes.len());
+        self.throttle.take_blocking(piece);
+        match self.file.write(&bytes[..piece]) {
             Ok(count) => {
                 self.written += count as u64;
                 Ok(count)
@@ -352,6 +463,7 @@ pub(super) struct LocalReader {
     expected: u64,
     read: u64,
     subject: Subject,
+    throttle: Throttle,
     cancellation: CancellationToken,
 }
 
@@ -363,12 +475,14 @@ impl Read for LocalReader {
             }
             .into());
         }
-        let count = match self.file.read(buffer) {
+        let piece = self.throttle.piece(buffer.len());
+        let count = match self.file.read(&mut buffer[..piece]) {
             Err(error) if error.kind() != io::ErrorKind::Interrupted => {
                 return Err(StoreError::from_io(error, self.subject.clone()).into());
             }
             other => other?,
         };
+        self.throttle.take_blocking(count);
         self.read += count as u64;
         if count == 0 && !buffer.is_empty() && self.read != self.expected {
             // Objects are never written in place; somebody cut or extended this one.

@@ -17,6 +17,25 @@ pub enum PutMode {
     Overwrite,
 }
 
+/// What a create did.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum CreateOutcome {
+    /// The object is there, and it is ours.
+    Created,
+    /// Another object was there before; nothing was written.
+    AlreadyThere,
+}
+
+impl CreateOutcome {
+    pub(super) fn of(created: Result<(), StoreError>) -> Result<Self, StoreError> {
+        match created {
+            Ok(()) => Ok(Self::Created),
+            Err(StoreError::AlreadyExists { .. }) => Ok(Self::AlreadyThere),
+            Err(error) => Err(error),
+        }
+    }
+}
+
 /// One object of a listing.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct ObjectEntry {

@@ -2,7 +2,7 @@
 //!
 //! # Trying again
 //!
-//! There are clients of three kinds of patience. Reading, creating and completing an upload use one that
+//! There are clients of three kinds of patience. Reading, putting and completing an upload use one that
 //! never repeats a request by itself, because we do it here: a range goes on where it broke off, and a create
 //! or completion whose answer was lost is decided by looking. Parts of uploads use one that repeats (5xx, 429,
 //! lost connections, time-outs) with jitter for as long as [`Patience::retry`] says. Questions (`head`,
@@ -23,6 +23,8 @@
 
 mod answer;
 mod download;
+mod put;
+mod range;
 mod upload;
 
 use std::sync::Arc;
@@ -30,19 +32,21 @@ use std::time::{Duration, SystemTime};
 
 use aws_lc_rs::rand;
 use bytes::Bytes;
-use futures::{StreamExt, TryStreamExt};
+use futures::StreamExt;
 use object_store::aws::{AmazonS3, AmazonS3Builder};
 use object_store::path::Path;
 use object_store::{
     BackoffConfig, Certificate, ClientOptions, HeaderMap, HeaderValue, ObjectMeta, ObjectStore,
-    ObjectStoreExt, PutOptions, PutPayload, RetryConfig,
+    ObjectStoreExt, RetryConfig,
 };
 use tokio::time::{Instant, sleep};
 use tokio_util::sync::CancellationToken;
 
 pub(super) use download::S3Reader;
+pub(super) use range::RangeSource;
 pub(super) use upload::S3Writer;
 
+use super::bandwidth::Throttle;
 use super::{ObjectEntry, PutMode, S3Settings};
 use crate::error::{Action, Answer, StoreError, Subject};
 use crate::repository::settings::Patience;
@@ -50,6 +54,8 @@ use crate::repository::settings::Patience;
 /// Where AWS's machines ask for their role (Amazon EC2 user guide, "Instance metadata").
 const METADATA_SERVICE: &str = "169.254.169.254";
 const QUESTION_PATIENCE: Duration = Duration::from_secs(15);
+/// How many times as long as an ordinary request one of up to 64 MiB may take: a part of an upload has 8.
+const BULK_PATIENCE: u32 = 8;
 const FIRST_PAUSE: Duration = Duration::from_millis(200);
 const LONGEST_PAUSE: Duration = Duration::from_secs(10);
 
@@ -67,6 +73,8 @@ pub(super) struct S3Store {
     patient: AmazonS3,
     /// Repeats for a short time.
     brief: AmazonS3,
+    /// Never repeats a request, and gives it the longer: for large objects in one piece.
+    bulk: AmazonS3,
     /// Never repeats a request, and every request carries `If-None-Match: *`: for completing uploads.
     creating: AmazonS3,
     /// Whether the settings name no access key.
@@ -74,6 +82,7 @@ pub(super) struct S3Store {
     prefix: String,
     repository: String,
     patience: Patience,
+    throttle: Throttle,
 }
 
 impl std::fmt::Debug for S3Store {
@@ -92,6 +101,7 @@ impl S3Store {
         secrets: &S3Secrets,
         repository: String,
         name: &str,
+        throttle: Throttle,
     ) -> Result<Self, StoreError> {
         let wrong = |problem: String, hint: &str| StoreError::Settings {
             repository: name.to_owned(),
@@ -195,6 +205,13 @@ impl S3Store {
         Ok(Self {
             once: build(0, Duration::ZERO, &options)?,
             patient: build(usize::MAX, retry, &options)?,
+            bulk: build(
+                0,
+                Duration::ZERO,
+                &options
+                    .clone()
+                    .with_timeout(request.saturating_mul(BULK_PATIENCE)),
+            )?,
             brief: build(
                 usize::MAX,
                 retry.min(QUESTION_PATIENCE),
@@ -209,6 +226,7 @@ impl S3Store {
             prefix: settings.prefix.trim_matches('/').to_owned(),
             repository,
             patience: settings.patience,
+            throttle,
         })
     }
 
@@ -260,84 +278,10 @@ impl S3Store {
         }
     }
 
-    pub(super) async fn put_bytes(&self, name: &str, bytes: Bytes, mode: PutMode) -> Result<(), StoreError> {
-        match mode {
-            PutMode::Overwrite => {
-                let put = self
-                    .patient
-                    .put(&self.path(name), PutPayload::from_bytes(bytes))
-                    .await;
-                put.map(|_| ())
-                    .map_err(|error| self.error(Action::Write, name, &error))
-            }
-            PutMode::Create => self.create(name, bytes).await,
-        }
-    }
-
-    /// Puts an object only where nothing is, and repeats without losing track: an answer that was lost may
-    /// mean that our own bytes are what "exists already".
-    async fn create(&self, name: &str, bytes: Bytes) -> Result<(), StoreError> {
-        let path = self.path(name);
-        let mut pauses = Pauses::new(self.patience.retry);
-        let mut may_be_ours = false;
-        loop {
-            let options = PutOptions::from(object_store::PutMode::Create);
-            let put = self
-                .once
-                .put_opts(&path, PutPayload::from_bytes(bytes.clone()), options)
-                .await;
-            let Err(answered) = put else { return Ok(()) };
-            if answer::is_not_implemented(&answered) {
-                if self.head(name).await?.is_some() {
-                    return Err(StoreError::AlreadyExists {
-                        subject: self.subject(Action::Write, name),
-                    });
-                }
-                let put = self.patient.put(&path, PutPayload::from_bytes(bytes)).await;
-                return put
-                    .map(|_| ())
-                    .map_err(|error| self.error(Action::Write, name, &error));
-            }
-            let error = self.error(Action::Write, name, &answered);
-            match error {
-                StoreError::AlreadyExists { .. } if may_be_ours => {
-                    let there = self.get_bytes(name, bytes.len() as u64).await;
-                    return if there.is_ok_and(|there| there == bytes) {
-                        Ok(())
-                    } else {
-                        Err(error)
-                    };
-                }
-                error if error.is_retryable() => {
-                    may_be_ours = true;
-                    if !pauses.pause().await {
-                        return Err(error);
-                    }
-                }
-                error => return Err(error),
-            }
-        }
-    }
-
-    /// One attempt to create, for proving that the store obeys.
-    pub(super) async fn create_once(&self, name: &str, bytes: Bytes) -> Result<bool, StoreError> {
-        let options = PutOptions::from(object_store::PutMode::Create);
-        match self
-            .once
-            .put_opts(&self.path(name), PutPayload::from_bytes(bytes), options)
-            .await
-        {
-            Ok(_) => Ok(true),
-            Err(answered) => match self.error(Action::Write, name, &answered) {
-                StoreError::AlreadyExists { .. } => Ok(false),
-                error => Err(error),
-            },
-        }
-    }
-
     pub(super) async fn get_bytes(&self, name: &str, limit: u64) -> Result<Bytes, StoreError> {
         let failed = |error| self.error(Action::Read, name, &error);
         let result = self.brief.get(&self.path(name)).await.map_err(failed)?;
+        self.throttle.take(result.meta.size.min(limit) as usize).await;
         if result.meta.size > limit {
             return Err(StoreError::TooLarge {
                 subject: self.subject(Action::Read, name),
@@ -379,19 +323,29 @@ impl S3Store {
         }))
     }
 
-    pub(super) async fn list(&self, prefix: &str) -> Result<Vec<ObjectEntry>, StoreError> {
+    /// Pages of all objects below a prefix, by name.
+    pub(super) async fn list_each(
+        &self,
+        prefix: &str,
+        mut each: impl FnMut(Vec<ObjectEntry>) -> Result<(), StoreError>,
+    ) -> Result<(), StoreError> {
         let path = self.path(prefix);
         let under = (!path.as_ref().is_empty()).then_some(&path);
-        let mut found: Vec<ObjectEntry> = self
-            .brief
-            .list(under)
-            .map_ok(|meta| self.entry(&meta))
-            .try_filter(|entry| futures::future::ready(super::name::check(&entry.name).is_ok()))
-            .try_collect()
-            .await
-            .map_err(|error| self.error(Action::List, prefix, &error))?;
-        found.sort_by(|left, right| left.name.cmp(&right.name));
-        Ok(found)
+        let mut pages = self.brief.list(under).ready_chunks(LISTING_PAGE);
+        while let Some(page) = pages.next().await {
+            let mut entries = Vec::with_capacity(page.len());
+            for meta in page {
+                let entry = self.entry(&meta.map_err(|error| self.error(Action::List, prefix, &error))?);
+                if super::name::check(&entry.name).is_ok() {
+                    entries.push(entry);
+                }
+            }
+            let page = entries;
+            if !page.is_empty() {
+                each(page)?;
+            }
+        }
+        Ok(())
     }
 
     /// Deletes; `false` when there was nothing to delete.
@@ -405,6 +359,30 @@ impl S3Store {
             Err(object_store::Error::NotFound { .. }) => Ok(false),
             Err(error) => Err(self.error(Action::Delete, name, &error)),
         }
+    }
+
+    /// Deletes many, some at a time, without asking whether they are there. What failed does not keep the
+    /// others.
+    pub(super) async fn delete_many(&self, names: &[String]) -> Result<(), StoreError> {
+        let deletions = names
+            .iter()
+            .map(async |name| match self.brief.delete(&self.path(name)).await {
+                Ok(()) | Err(object_store::Error::NotFound { .. }) => Ok(()),
+                Err(error) => Err(self.error(Action::Delete, name, &error)),
+            });
+        let mut deletions = futures::stream::iter(deletions).buffer_unordered(DELETIONS);
+        let mut first_error = None;
+        while let Some(deleted) = deletions.next().await {
+            if let Err(error) = deleted {
+                first_error.get_or_insert(error);
+            }
+        }
+        first_error.map_or(Ok(()), Err)
+    }
+
+    /// One object to read parts of; nothing is asked yet.
+    pub(super) fn open_random(self: &Arc<Self>, name: &str) -> RangeSource {
+        RangeSource::new(Arc::clone(self), name)
     }
 
     pub(super) async fn writer(
@@ -445,6 +423,11 @@ impl S3Store {
         Ok((S3Reader::new(Arc::clone(self), name, &meta, cancellation), entry))
     }
 }
+
+/// Entries that a listing gives at a time.
+const LISTING_PAGE: usize = 1000;
+/// Deletions under way at a time.
+const DELETIONS: usize = 16;
 
 /// With an endpoint and the bucket in the host's name, the client wants the whole host.
 fn virtual_host(endpoint: &str, settings: &S3Settings) -> String {

@@ -1,6 +1,7 @@
 //! What a repository is, as values: where it is, how it is encrypted, how long to try.
 
 use std::fmt;
+use std::num::NonZeroU64;
 use std::path::PathBuf;
 use std::time::Duration;
 
@@ -103,6 +104,11 @@ pub struct RepositorySettings {
     pub encryption: Option<EncryptionSettings>,
     /// How new objects are compressed when the command does not say.
     pub compression: Codec,
+    /// Whether it is promised that one host alone writes to it, for storages that cannot create an object only
+    /// where none is.
+    pub single_writer: bool,
+    /// The most bytes per second that uploads and downloads together may move; `None` for no limit.
+    pub bandwidth_limit: Option<NonZeroU64>,
 }
 
 impl RepositorySettings {
@@ -121,6 +127,8 @@ impl RepositorySettings {
             storage,
             encryption: None,
             compression: Codec::default(),
+            single_writer: false,
+            bandwidth_limit: None,
         }
     }
 

@@ -417,7 +417,7 @@ async fn names_that_leave_the_repository_are_refused_by_every_operation() {
 
 mod encrypted {
     use super::*;
-    use crate::seal::{Context, Opener, Sealer, generate_key_file};
+    use crate::seal::{Context, Keyring, Opener, Sealer, generate_key_file};
     use pgmahout_config::secret::SecretReference;
 
     fn with(path: &Path, encryption: EncryptionSettings) -> RepositorySettings {
@@ -588,7 +588,7 @@ mod encrypted {
             .unwrap();
         store(&old, "a", b"rows").await;
         let before = std::fs::metadata(directory.path().join("a")).unwrap().ino();
-        old.change_keys(Keyring::from_passphrase("new").unwrap())
+        old.rewrap(Keyring::from_passphrase("new").unwrap())
             .await
             .unwrap();
         let new = Repository::open(with(directory.path(), passphrase("new")))

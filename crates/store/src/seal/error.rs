@@ -82,6 +82,15 @@ pub enum SealError {
         /// How many were given.
         given: usize,
     },
+    /// Nobody could open the repository any more.
+    #[error("this is the last slot of the repository's key: without it nobody could open the repository")]
+    LastSlot,
+    /// No slot of that id, or none that the given passphrase or key opens.
+    #[error("the repository's key has no such slot ({slot})")]
+    NoSuchSlot {
+        /// What was asked for.
+        slot: String,
+    },
     /// An empty passphrase.
     #[error("the passphrase is empty")]
     EmptyPassphrase,
@@ -183,6 +192,8 @@ impl Diagnose for SealError {
             Self::NoKey | Self::EmptyPassphrase => {
                 Some("give one with --passphrase-file FILE or --key-file FILE".to_owned())
             }
+            Self::LastSlot => Some("add another passphrase or key first: pgmahout repo keys add".to_owned()),
+            Self::NoSuchSlot { .. } => Some("list the slots: pgmahout repo keys list".to_owned()),
             Self::TooManyKeys { .. } => Some("give fewer of them".to_owned()),
             Self::NotAKeyFile { .. } | Self::NotAKey => {
                 Some("make one: head -c 32 /dev/urandom > FILE && chmod 600 FILE".to_owned())
@@ -206,7 +217,8 @@ impl Diagnose for SealError {
             | Self::NotAKeyFile { .. }
             | Self::NotAKey
             | Self::KeyMissing { .. } => Outcome::Usage,
-            Self::KeyFileExposed { .. } => Outcome::Refused,
+            Self::NoSuchSlot { .. } => Outcome::Usage,
+            Self::KeyFileExposed { .. } | Self::LastSlot => Outcome::Refused,
             _ => Outcome::Failed,
         }
     }

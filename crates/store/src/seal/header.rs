@@ -8,6 +8,7 @@ use zeroize::Zeroizing;
 
 use super::key::{KEY_LENGTH, random};
 use super::{Argon2Parameters, Context, Credential, Key, Keyring, SealError, TAG_LENGTH};
+use crate::digest::hexadecimal;
 
 const MAGIC: [u8; 8] = *b"\x89PGMS\r\n\x1a";
 const VERSION: u16 = 1;
@@ -37,6 +38,18 @@ pub enum SlotKind {
     Passphrase,
     /// A key file.
     KeyFile,
+    /// A key that a program prints, as a client of a KMS does.
+    Command,
+}
+
+impl std::fmt::Display for SlotKind {
+    fn fmt(&self, formatter: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        formatter.pad(match self {
+            Self::Passphrase => "passphrase",
+            Self::KeyFile => "key file",
+            Self::Command => "command",
+        })
+    }
 }
 
 /// What a sealed file says about itself without a key.
@@ -53,24 +66,35 @@ pub struct SealedInfo {
 /// When it is no sealed file, or its header is damaged.
 pub fn inspect(input: &mut impl Read) -> Result<SealedInfo, SealError> {
     let header = Header::read(input)?;
-    let kind = |slot: &Slot| match slot.clear[0] {
-        SLOT_PASSPHRASE => SlotKind::Passphrase,
-        _ => SlotKind::KeyFile,
-    };
     Ok(SealedInfo {
-        slots: header.slots.iter().map(kind).collect(),
+        slots: header.slots.iter().map(Slot::kind).collect(),
     })
 }
 
 const SLOT_PASSPHRASE: u8 = 1;
 const SLOT_KEY_FILE: u8 = 2;
+const SLOT_COMMAND: u8 = 3;
 
-struct Slot {
+#[derive(Clone)]
+pub(super) struct Slot {
     clear: [u8; SLOT_CLEAR_LENGTH],
     wrapped: [u8; KEY_LENGTH + TAG_LENGTH],
 }
 
 impl Slot {
+    pub(super) fn kind(&self) -> SlotKind {
+        match self.clear[0] {
+            SLOT_PASSPHRASE => SlotKind::Passphrase,
+            SLOT_COMMAND => SlotKind::Command,
+            _ => SlotKind::KeyFile,
+        }
+    }
+
+    /// Eight hexadecimal digits that tell the slot from others: the beginning of its random salt.
+    pub(super) fn id(&self) -> String {
+        hexadecimal(&self.clear[16..20])
+    }
+
     fn parameters(&self) -> Argon2Parameters {
         Argon2Parameters {
             memory_kib: read_u32(&self.clear[4..8]),
@@ -86,9 +110,9 @@ impl Slot {
                 problem: "reserved bytes of a key slot are set",
             }),
             SLOT_PASSPHRASE => self.parameters().check(),
-            SLOT_KEY_FILE if self.clear[4..16].iter().all(|byte| *byte == 0) => Ok(()),
-            SLOT_KEY_FILE => Err(SealError::DamagedHeader {
-                problem: "a key file slot has parameters",
+            SLOT_KEY_FILE | SLOT_COMMAND if self.clear[4..16].iter().all(|byte| *byte == 0) => Ok(()),
+            SLOT_KEY_FILE | SLOT_COMMAND => Err(SealError::DamagedHeader {
+                problem: "a slot of a key has parameters",
             }),
             _ => Err(SealError::DamagedHeader {
                 problem: "unknown kind of key slot",
@@ -103,8 +127,12 @@ impl Slot {
             (SLOT_PASSPHRASE, Credential::Passphrase(passphrase)) => {
                 self.parameters().derive(passphrase, salt).map(Some)
             }
-            (SLOT_KEY_FILE, Credential::KeyFile(key)) => {
+            // A key is a key, wherever it comes from: the kind is for people.
+            (SLOT_KEY_FILE, Credential::KeyFile(key) | Credential::Command(key)) => {
                 key.derive(salt, "pgmahout sealed v1: key file slot").map(Some)
+            }
+            (SLOT_COMMAND, Credential::KeyFile(key) | Credential::Command(key)) => {
+                key.derive(salt, "pgmahout sealed v1: command slot").map(Some)
             }
             _ => Ok(None),
         }
@@ -114,7 +142,7 @@ impl Slot {
         Aad::from([b"pgmahout sealed v1: slot", preamble, &self.clear].concat())
     }
 
-    fn wrap(
+    pub(super) fn wrap(
         credential: &Credential,
         argon2: Argon2Parameters,
         preamble: &[u8],
@@ -129,6 +157,7 @@ impl Slot {
                 clear[12..16].copy_from_slice(&argon2.lanes.to_le_bytes());
             }
             Credential::KeyFile(_) => clear[0] = SLOT_KEY_FILE,
+            Credential::Command(_) => clear[0] = SLOT_COMMAND,
         }
         clear[16..].copy_from_slice(&random::<SALT_LENGTH>()?);
         let mut slot = Self {
@@ -159,7 +188,7 @@ impl Slot {
 }
 
 /// A new cipher from a key.
-pub(super) fn cipher(key: &Key) -> Result<LessSafeKey, SealError> {
+pub(crate) fn cipher(key: &Key) -> Result<LessSafeKey, SealError> {
     let unbound = UnboundKey::new(&AES_256_GCM, key.as_bytes());
     Ok(LessSafeKey::new(unbound.map_err(|_| SealError::Crypto {
         operation: "AES-256-GCM",
@@ -178,7 +207,7 @@ fn read_u32(bytes: &[u8]) -> u32 {
 /// A parsed header, not authenticated.
 pub(super) struct Header {
     pub(super) preamble: [u8; PREAMBLE_LENGTH],
-    slots: Vec<Slot>,
+    pub(super) slots: Vec<Slot>,
     /// The slot section up to its MAC.
     section: Vec<u8>,
     mac: [u8; DIGEST_LENGTH],
@@ -331,11 +360,20 @@ impl Header {
         })
     }
 
+    /// Whether a credential opens a slot of this header.
+    pub(super) fn opens(&self, slot: &Slot, credential: &Credential) -> Result<bool, SealError> {
+        let Some(slot_key) = slot.slot_key(credential)? else {
+            return Ok(false);
+        };
+        Ok(slot.unwrap(&slot_key, &self.preamble)?.is_some())
+    }
+
     fn needed(&self) -> &'static str {
         let has = |kind| self.slots.iter().any(|slot| slot.clear[0] == kind);
         match (has(SLOT_PASSPHRASE), has(SLOT_KEY_FILE)) {
             (true, true) => "a passphrase or a key file",
             (true, false) => "a passphrase",
+            _ if has(SLOT_COMMAND) => "a key",
             _ => "a key file",
         }
     }
@@ -410,10 +448,23 @@ fn encode_slots(
             given: credentials.len(),
         });
     }
+    let wrap = |credential| Slot::wrap(credential, argon2, preamble, key);
+    let slots = credentials.iter().map(wrap).collect::<Result<Vec<_>, _>>()?;
+    encode_with(preamble, &slots, key)
+}
+
+/// The whole header of a file with these slots, all of which hold `key`.
+pub(super) fn encode_with(
+    preamble: &[u8; PREAMBLE_LENGTH],
+    slots: &[Slot],
+    key: &Key,
+) -> Result<Vec<u8>, SealError> {
+    if slots.len() > MOST_SLOTS {
+        return Err(SealError::TooManyKeys { given: slots.len() });
+    }
     let mut header = preamble.to_vec();
-    header.extend_from_slice(&[credentials.len() as u8, 0, 0, 0]);
-    for credential in credentials {
-        let slot = Slot::wrap(credential, argon2, preamble, key)?;
+    header.extend_from_slice(&[slots.len() as u8, 0, 0, 0]);
+    for slot in slots {
         header.extend_from_slice(&slot.clear);
         header.extend_from_slice(&slot.wrapped);
     }
@@ -437,7 +488,7 @@ fn context_digest(context: &Context, salt: &[u8]) -> [u8; DIGEST_LENGTH] {
 }
 
 /// SHA-256 of several pieces.
-pub(super) fn digest_of(pieces: &[&[u8]]) -> [u8; DIGEST_LENGTH] {
+pub(crate) fn digest_of(pieces: &[&[u8]]) -> [u8; DIGEST_LENGTH] {
     let mut hasher = digest::Context::new(&digest::SHA256);
     for piece in pieces {
         hasher.update(piece);

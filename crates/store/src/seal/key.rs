@@ -63,7 +63,7 @@ impl Key {
     }
 
     /// A key for one purpose: `HKDF-SHA256(salt, this key, purpose)`.
-    pub(super) fn derive(&self, salt: &[u8], purpose: &str) -> Result<Self, SealError> {
+    pub(crate) fn derive(&self, salt: &[u8], purpose: &str) -> Result<Self, SealError> {
         let failed = |_| SealError::Crypto {
             operation: "deriving a key",
         };
@@ -85,7 +85,7 @@ impl fmt::Debug for Key {
 }
 
 /// Random bytes of the system.
-pub(super) fn random<const LENGTH: usize>() -> Result<[u8; LENGTH], SealError> {
+pub(crate) fn random<const LENGTH: usize>() -> Result<[u8; LENGTH], SealError> {
     let mut bytes = [0; LENGTH];
     rand::fill(&mut bytes).map_err(|_| SealError::Crypto {
         operation: "random numbers",
@@ -167,6 +167,8 @@ pub enum Credential {
     Passphrase(Zeroizing<String>),
     /// The key in a key file.
     KeyFile(Key),
+    /// The key that a program printed.
+    Command(Key),
 }
 
 impl fmt::Debug for Credential {
@@ -174,6 +176,7 @@ impl fmt::Debug for Credential {
         formatter.write_str(match self {
             Self::Passphrase(_) => "Passphrase(***)",
             Self::KeyFile(_) => "KeyFile(***)",
+            Self::Command(_) => "Command(***)",
         })
     }
 }
@@ -246,6 +249,11 @@ impl Keyring {
     pub fn with_argon2(mut self, parameters: Argon2Parameters) -> Self {
         self.argon2 = parameters;
         self
+    }
+
+    /// The passphrases and keys that open slots.
+    pub fn credentials(&self) -> &[Credential] {
+        &self.credentials
     }
 
     /// Whether there is nothing in it.

@@ -7,21 +7,28 @@ use super::frame::{FrameCipher, FrameHeader};
 use super::header::{Header, encode, new_preamble};
 use super::{Context, Key, Keyring, Opener, SealError};
 
-fn context() -> Context {
-    Context::file("repository key")
+/// What a key object is, bound to its number, so that none can be put in another's place. The first has the
+/// name of files that may be renamed.
+pub(super) fn context(number: u32) -> Context {
+    if number == 0 {
+        Context::file("repository key")
+    } else {
+        Context::object("repository key", &number.to_string())
+    }
 }
 
-/// A new repository key, and the object that holds it for the keyring's passphrases and key files.
+/// A new repository key of this number (0 for the first), and the object that holds it for the keyring's
+/// passphrases and keys.
 ///
 /// # Errors
 ///
 /// When the keyring has neither.
-pub fn create_repository_key(keyring: &Keyring) -> Result<(Key, Vec<u8>), SealError> {
+pub fn create_repository_key(number: u32, keyring: &Keyring) -> Result<(Key, Vec<u8>), SealError> {
     if keyring.credentials.is_empty() {
         return Err(SealError::NoKey);
     }
     let key = Key::generate()?;
-    let preamble = new_preamble(&context())?;
+    let preamble = new_preamble(&context(number))?;
     let slots = Keyring {
         keys: Vec::new(),
         ..keyring.clone()
@@ -39,13 +46,13 @@ pub fn create_repository_key(keyring: &Keyring) -> Result<(Key, Vec<u8>), SealEr
     Ok((key, object))
 }
 
-/// The repository key in an object that [`create_repository_key`] made.
+/// The repository key of this number in an object that [`create_repository_key`] made.
 ///
 /// # Errors
 ///
 /// When the keyring does not open it, or it is damaged.
-pub fn open_repository_key(object: &[u8], keyring: &Keyring) -> Result<Key, SealError> {
-    let key = Header::read(&mut &object[..])?.unlock(keyring, &context())?;
+pub fn open_repository_key(number: u32, object: &[u8], keyring: &Keyring) -> Result<Key, SealError> {
+    let key = Header::read(&mut &object[..])?.unlock(keyring, &context(number))?;
     let mut rest = Vec::new();
     Opener::with_key(object, &key)?
         .read_to_end(&mut rest)

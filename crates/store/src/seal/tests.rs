@@ -433,31 +433,31 @@ fn a_new_passphrase_opens_the_rewrapped_file_and_the_old_one_does_not() {
 
 #[test]
 fn a_repository_key_comes_back_from_its_object_and_from_no_other() {
-    let (key, object) = create_repository_key(&passphrase("x")).unwrap();
-    assert!(open_repository_key(&object, &passphrase("x")).unwrap() == key);
+    let (key, object) = create_repository_key(0, &passphrase("x")).unwrap();
+    assert!(open_repository_key(0, &object, &passphrase("x")).unwrap() == key);
     assert!(matches!(
-        open_repository_key(&object, &passphrase("y")).unwrap_err(),
+        open_repository_key(0, &object, &passphrase("y")).unwrap_err(),
         SealError::WrongKey
     ));
     for position in 0..object.len() {
         let mut damaged = object.clone();
         damaged[position] ^= 1;
         assert!(
-            open_repository_key(&damaged, &passphrase("x")).is_err(),
+            open_repository_key(0, &damaged, &passphrase("x")).is_err(),
             "{position}"
         );
         assert!(
-            open_repository_key(&object[..position], &passphrase("x")).is_err(),
+            open_repository_key(0, &object[..position], &passphrase("x")).is_err(),
             "{position}"
         );
     }
     let ordinary = seal(&passphrase("x"), &dump(), b"");
     assert!(matches!(
-        open_repository_key(&ordinary, &passphrase("x")).unwrap_err(),
+        open_repository_key(0, &ordinary, &passphrase("x")).unwrap_err(),
         SealError::OtherObject
     ));
     assert!(matches!(
-        create_repository_key(&Keyring::new()).unwrap_err(),
+        create_repository_key(0, &Keyring::new()).unwrap_err(),
         SealError::NoKey
     ));
 }

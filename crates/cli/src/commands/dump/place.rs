@@ -1,5 +1,6 @@
 //! Where dumps are: a directory, or a repository that was configured or is named by its location.
 
+use std::num::NonZeroU64;
 use std::path::PathBuf;
 
 use pgmahout_backup::dump::location::Place;
@@ -82,7 +83,7 @@ pub(crate) fn path(file: &str) -> Result<(Place, String), Failure> {
 }
 
 /// The settings of a repository that is named, or named by its location.
-fn find(settings: &Settings, wanted: &str) -> Result<RepositorySettings, Failure> {
+pub(crate) fn find(settings: &Settings, wanted: &str) -> Result<RepositorySettings, Failure> {
     let name = (!wanted.is_empty()).then_some(wanted);
     if let Some(configured) = settings.repository(name) {
         return configured_repository(configured);
@@ -114,7 +115,7 @@ fn find(settings: &Settings, wanted: &str) -> Result<RepositorySettings, Failure
 }
 
 /// A repository of the configuration file as the store knows it.
-fn configured_repository(configured: &settings::Repository) -> Result<RepositorySettings, Failure> {
+pub(crate) fn configured_repository(configured: &settings::Repository) -> Result<RepositorySettings, Failure> {
     let storage = match &configured.storage {
         settings::Storage::Local { path } => StorageSettings::Local { path: path.clone() },
         settings::Storage::S3 {
@@ -151,11 +152,13 @@ fn configured_repository(configured: &settings::Repository) -> Result<Repository
         compression: configured
             .compression
             .map_or_else(|| Ok(Codec::default()), codec)?,
+        single_writer: configured.single_writer,
+        bandwidth_limit: configured.bandwidth.and_then(NonZeroU64::new),
     })
 }
 
 /// Encryption of the configuration file as the store knows it.
-pub(super) fn encryption(configured: &settings::Encryption) -> EncryptionSettings {
+pub(crate) fn encryption(configured: &settings::Encryption) -> EncryptionSettings {
     use pgmahout_config::secret::SecretReference;
     match configured {
         settings::Encryption::Passphrase(reference) => EncryptionSettings::Passphrase(reference.clone()),

@@ -150,6 +150,7 @@ impl S3Writer {
         let store = Arc::clone(&self.store);
         let name = self.subject.object.clone();
         let put = async move {
+            store.throttle.take(bytes.len()).await;
             let payload = PutPayload::from_bytes(bytes);
             let put = store.patient.put_part(&path, &upload, number, payload).await;
             put.map(|id| (number, length, id))
