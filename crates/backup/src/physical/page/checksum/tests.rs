@@ -105,3 +105,52 @@ fn block_numbers_wrap_as_those_of_postgresql_do() {
     let blocks = vec![0; 2 * BLOCK_SIZE];
     verify(&blocks, u32::MAX, &mut Vec::new());
 }
+
+/// `cargo test --release -p pgmahout-backup how_fast_pages -- --ignored --nocapture`
+#[test]
+#[ignore = "measures; prints GB/s"]
+fn how_fast_pages_are_verified_and_hashed() {
+    use std::time::Instant;
+
+    use crate::physical::page::hash;
+
+    const PAGES: usize = 8192;
+    let mut blocks = Vec::with_capacity(PAGES * BLOCK_SIZE);
+    for number in 0..PAGES {
+        let mut page = page(number as u64);
+        seal(&mut page, number as u32);
+        blocks.extend_from_slice(&page[..]);
+    }
+    let zeroes = vec![0; blocks.len()];
+    let mut found = Vec::new();
+    let mut hashes = Vec::new();
+    let measure = |what: &str, work: &mut dyn FnMut()| {
+        let best = (0..10)
+            .map(|_| {
+                let start = Instant::now();
+                work();
+                start.elapsed()
+            })
+            .min()
+            .expect("ten rounds");
+        println!(
+            "{what}: {:.1} GB/s",
+            blocks.len() as f64 / best.as_secs_f64() / 1e9
+        );
+    };
+    measure("checksums of pages", &mut || verify(&blocks, 0, &mut found));
+    // What stays in the processor's cache, as a buffer that was just read does.
+    measure("checksums of pages, 128 KiB at a time, cached", &mut || {
+        for _ in 0..PAGES / 16 {
+            verify(&blocks[..16 * BLOCK_SIZE], 0, &mut found);
+        }
+    });
+    measure("keyed hashes of blocks", &mut || {
+        hashes.clear();
+        hash::hash_blocks(&[7; 32], &blocks, &mut hashes);
+    });
+    measure("looking for zeroes in zeroes", &mut || {
+        assert!(hash::is_zero(&zeroes))
+    });
+    assert!(found.is_empty());
+}
