@@ -7,3 +7,4 @@
 pub mod files;
 pub mod page;
 pub mod stanza;
+pub mod verify;
