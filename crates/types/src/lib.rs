@@ -34,4 +34,4 @@ pub use lsn::Lsn;
 pub use system_identifier::SystemIdentifier;
 pub use tablespace_map::TablespaceMap;
 pub use timeline::TimelineId;
-pub use wal::{SegmentName, SegmentSize, WalFileName};
+pub use wal::{SegmentName, SegmentSize, WalFileName, WalPageHeader};

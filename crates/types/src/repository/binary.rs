@@ -229,9 +229,15 @@ mod tests {
 
     #[test]
     fn a_number_of_more_than_64_bits_is_refused() {
-        let mut reader = Reader { what: "test", rest: &[0xff; 10] };
+        let mut reader = Reader {
+            what: "test",
+            rest: &[0xff; 10],
+        };
         assert!(reader.variable().is_err());
-        let mut reader = Reader { what: "test", rest: &[0x80, 0x80, 0x80, 0x80, 0x80, 0x80, 0x80, 0x80, 0x80, 0x02] };
+        let mut reader = Reader {
+            what: "test",
+            rest: &[0x80, 0x80, 0x80, 0x80, 0x80, 0x80, 0x80, 0x80, 0x80, 0x02],
+        };
         assert!(reader.variable().is_err());
     }
 }

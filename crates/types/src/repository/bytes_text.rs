@@ -48,8 +48,19 @@ pub fn unescape(text: &str) -> Result<Vec<u8>, BadEscape> {
                 bytes.push(b'\\');
                 2
             }
-            [b'x', high @ (b'0'..=b'9' | b'a'..=b'f'), low @ (b'0'..=b'9' | b'a'..=b'f'), ..] => {
-                let digit = |digit: u8| if digit <= b'9' { digit - b'0' } else { digit - b'a' + 10 };
+            [
+                b'x',
+                high @ (b'0'..=b'9' | b'a'..=b'f'),
+                low @ (b'0'..=b'9' | b'a'..=b'f'),
+                ..,
+            ] => {
+                let digit = |digit: u8| {
+                    if digit <= b'9' {
+                        digit - b'0'
+                    } else {
+                        digit - b'a' + 10
+                    }
+                };
                 bytes.push(digit(*high) << 4 | digit(*low));
                 4
             }
@@ -115,7 +126,9 @@ impl Serialize for ExactBytes {
 
 impl<'de> Deserialize<'de> for ExactBytes {
     fn deserialize<D: Deserializer<'de>>(deserializer: D) -> Result<Self, D::Error> {
-        visit_escaped(deserializer, "an escaped text", |bytes| Ok::<_, BadEscape>(bytes.into()))
+        visit_escaped(deserializer, "an escaped text", |bytes| {
+            Ok::<_, BadEscape>(bytes.into())
+        })
     }
 }
 

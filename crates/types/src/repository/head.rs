@@ -295,7 +295,9 @@ impl Head {
     }
 
     fn position(&self, label: Label) -> Option<usize> {
-        self.backups.binary_search_by_key(&label, |backup| backup.label).ok()
+        self.backups
+            .binary_search_by_key(&label, |backup| backup.label)
+            .ok()
     }
 
     fn check(&self) -> Result<(), HeadError> {
@@ -314,7 +316,11 @@ impl Head {
                 return wrong("a condemned list is of the future");
             }
         }
-        if self.wal_floor.iter().any(|(&timeline, floor)| floor.timeline() != timeline) {
+        if self
+            .wal_floor
+            .iter()
+            .any(|(&timeline, floor)| floor.timeline() != timeline)
+        {
             return wrong("the first WAL segment of a timeline is of another one");
         }
         Ok(())

@@ -272,10 +272,7 @@ impl FromStr for Label {
     }
 }
 
-serde_as_text!(
-    Label,
-    "the label of a backup such as 20261121T104500Z-3f9a"
-);
+serde_as_text!(Label, "the label of a backup such as 20261121T104500Z-3f9a");
 
 /// A text that is not such a name or number.
 #[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
@@ -287,7 +284,10 @@ pub struct IdParseError {
 
 impl Diagnose for IdParseError {
     fn hint(&self) -> Option<String> {
-        Some("`pgmahout backup list` shows the labels, `pgmahout backup show LABEL` what a backup uses".to_owned())
+        Some(
+            "`pgmahout backup list` shows the labels, `pgmahout backup show LABEL` what a backup uses"
+                .to_owned(),
+        )
     }
 
     fn outcome(&self) -> Outcome {

@@ -31,7 +31,9 @@ mod read;
 mod tests;
 mod write;
 
-pub use entry::{Area, Content, Directory, Entry, File, FileKind, Finding, Link, MapContent, MapRef, Problem};
+pub use entry::{
+    Area, Content, Directory, Entry, File, FileKind, Finding, Link, MapContent, MapRef, Problem,
+};
 pub use error::ManifestError;
 pub use read::{Manifest, ManifestReader};
 pub use write::ManifestWriter;

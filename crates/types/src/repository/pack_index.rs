@@ -151,8 +151,10 @@ impl PackIndex {
                 let offset = reader.near_u32(end)?;
                 let length = reader.variable_u32()?;
                 // The last block may be short, but has one byte at least.
-                let least = u64::from(length.saturating_sub(1)) * u64::from(BLOCK_SIZE) + u64::from(length.min(1));
-                if u64::from(offset) + least > u64::from(location.raw) || first.checked_add(length).is_none() {
+                let least =
+                    u64::from(length.saturating_sub(1)) * u64::from(BLOCK_SIZE) + u64::from(length.min(1));
+                if u64::from(offset) + least > u64::from(location.raw) || first.checked_add(length).is_none()
+                {
                     return Err(reader.damaged("a run of blocks ends behind its frame"));
                 }
                 end = end_of(offset, length);
@@ -220,15 +222,17 @@ mod tests {
 
     fn any_run(raw: u32) -> impl Strategy<Value = IndexedRun> {
         (0..=raw, any::<u64>(), 0..1_u32 << 31).prop_flat_map(move |(offset, file, first)| {
-            let most = usize::try_from((raw - offset).div_ceil(BLOCK_SIZE)).expect("few").min(20);
-            proptest::collection::vec(any::<u64>().prop_map(PageHash::new), 0..=most).prop_map(move |hashes| {
-                IndexedRun {
+            let most = usize::try_from((raw - offset).div_ceil(BLOCK_SIZE))
+                .expect("few")
+                .min(20);
+            proptest::collection::vec(any::<u64>().prop_map(PageHash::new), 0..=most).prop_map(
+                move |hashes| IndexedRun {
                     file,
                     first,
                     offset,
                     hashes,
-                }
-            })
+                },
+            )
         })
     }
 

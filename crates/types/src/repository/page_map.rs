@@ -174,7 +174,11 @@ impl PageMap {
             let Source::Frame { frame, .. } = extent.source else {
                 continue;
             };
-            let pack = self.places.frames.get(index(frame)).map(|frame| index(frame.pack));
+            let pack = self
+                .places
+                .frames
+                .get(index(frame))
+                .map(|frame| index(frame.pack));
             if let Some(sum) = pack.and_then(|pack| bytes.get_mut(pack)) {
                 *sum += bytes_between(self.size, extent.first, extent.end());
             }
@@ -224,10 +228,12 @@ impl Diagnose for PageMapError {
     fn hint(&self) -> Option<String> {
         Some(match self {
             Self::TooLarge { .. } => {
-                "PostgreSQL splits relations into files of 1 GiB: move whatever else is in the data directory".to_owned()
+                "PostgreSQL splits relations into files of 1 GiB: move whatever else is in the data directory"
+                    .to_owned()
             }
             Self::Inconsistent { .. } | Self::WrongBase => {
-                "`pgmahout backup verify --full` finds the backups with this fault; take a new backup".to_owned()
+                "`pgmahout backup verify --full` finds the backups with this fault; take a new backup"
+                    .to_owned()
             }
         })
     }

@@ -178,11 +178,31 @@ mod tests {
 
     #[test]
     fn a_path_never_leads_out_of_the_backup() {
-        for path in ["", "/", "/etc/passwd", "..", "../x", "a/../b", "a//b", "a/", "./a", "a/.", "a\0b"] {
+        for path in [
+            "",
+            "/",
+            "/etc/passwd",
+            "..",
+            "../x",
+            "a/../b",
+            "a//b",
+            "a/",
+            "./a",
+            "a/.",
+            "a\0b",
+        ] {
             let error = RelativePath::new(path).expect_err(path);
             assert!(error.hint().is_some());
         }
-        for path in [".", "PG_VERSION", "base/5/1259", "pg_tblspc/16385/x", "...", "a..b", " "] {
+        for path in [
+            ".",
+            "PG_VERSION",
+            "base/5/1259",
+            "pg_tblspc/16385/x",
+            "...",
+            "a..b",
+            " ",
+        ] {
             assert_eq!(RelativePath::new(path).expect(path).to_string(), path);
         }
     }

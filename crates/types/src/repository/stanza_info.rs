@@ -149,8 +149,14 @@ impl StanzaInfo {
         major: Option<u32>,
         control: Option<&ControlFile>,
     ) -> StanzaMismatch {
-        let describe = |system: SystemIdentifier, major: Option<u32>, catalog: Option<u32>, size: Option<SegmentSize>| {
-            let major = major.map_or_else(|| "unknown version".to_owned(), |major| format!("PostgreSQL {major}"));
+        let describe = |system: SystemIdentifier,
+                        major: Option<u32>,
+                        catalog: Option<u32>,
+                        size: Option<SegmentSize>| {
+            let major = major.map_or_else(
+                || "unknown version".to_owned(),
+                |major| format!("PostgreSQL {major}"),
+            );
             let catalog = catalog.map(|catalog| format!(", catalog version {catalog}"));
             let size = size.map(|size| format!(", WAL segments of {size}"));
             format!(
@@ -162,7 +168,8 @@ impl StanzaInfo {
         let known = self.known();
         // What is the same on both sides tells nobody anything, unless it is the identity.
         let catalogs = control.zip(known).filter(|(control, known)| {
-            control.catalog_version != known.catalog_version || control.control_version != known.control_version
+            control.catalog_version != known.catalog_version
+                || control.control_version != known.control_version
         });
         let sizes = control
             .zip(known)
@@ -269,12 +276,16 @@ mod tests {
     }
 
     fn control_17() -> ControlFile {
-        ControlFile::parse(include_bytes!("../../tests/fixtures/pg_control-17.bin")).expect("a real one")
+        let mut file = include_bytes!("../../tests/fixtures/pg_control-17.bin").to_vec();
+        file.resize(ControlFile::FILE_SIZE, 0);
+        ControlFile::parse(&file).expect("a real one")
     }
 
     #[test]
     fn another_cluster_is_refused_and_both_are_named() {
-        let error = info().check_identity(SystemIdentifier::new(5), 15).expect_err("another");
+        let error = info()
+            .check_identity(SystemIdentifier::new(5), 15)
+            .expect_err("another");
         assert_eq!(
             error.to_string(),
             "stanza main belongs to cluster 7383921345678901234 (PostgreSQL 15), but this is cluster 5 (PostgreSQL 15)"
@@ -288,11 +299,20 @@ mod tests {
         let mut info = info();
         let control = control_17();
         let error = info.check(&control).expect_err("another version");
-        assert!(error.to_string().contains("PostgreSQL 17, catalog version 202406281"), "{error}");
+        assert!(
+            error
+                .to_string()
+                .contains("PostgreSQL 17, catalog version 202406281"),
+            "{error}"
+        );
         assert!(error.hint().expect("a hint").contains("--upgrade"));
         info.upgrade(StanzaSystem::new(&control, Timestamp::UNIX_EPOCH).expect("a known version"));
         info.check(&control).expect("it is the current one");
-        assert_eq!(info.system(SystemIdentifier::new(7_383_921_345_678_901_234)).map(|old| old.major), Some(15));
+        assert_eq!(
+            info.system(SystemIdentifier::new(7_383_921_345_678_901_234))
+                .map(|old| old.major),
+            Some(15)
+        );
     }
 
     #[test]
@@ -300,8 +320,13 @@ mod tests {
         let control = control_17();
         let mut system = StanzaSystem::new(&control, Timestamp::UNIX_EPOCH).expect("a known version");
         system.wal_segment_size = SegmentSize::MIN;
-        let error = StanzaInfo::new("main", system).check(&control).expect_err("another size");
-        assert!(error.to_string().contains("WAL segments of 1 MiB), but this is"), "{error}");
+        let error = StanzaInfo::new("main", system)
+            .check(&control)
+            .expect_err("another size");
+        assert!(
+            error.to_string().contains("WAL segments of 1 MiB), but this is"),
+            "{error}"
+        );
     }
 
     #[test]

@@ -78,8 +78,7 @@ impl WalPageHeader {
         }
         let impossible = |field, value| WalPageError::Value { field, value };
         let timeline = word(4);
-        let timeline =
-            TimelineId::new(timeline).ok_or_else(|| impossible("xlp_tli", u64::from(timeline)))?;
+        let timeline = TimelineId::new(timeline).ok_or_else(|| impossible("xlp_tli", u64::from(timeline)))?;
         let segment_size = word(32);
         let segment_size = SegmentSize::new(u64::from(segment_size))
             .map_err(|_| impossible("xlp_seg_size", u64::from(segment_size)))?;
@@ -142,7 +141,10 @@ fn major_of(magic: u16) -> Option<u32> {
 #[non_exhaustive]
 pub enum WalPageError {
     /// There are too few of them.
-    #[error("a WAL segment begins with {} bytes of header, but there are only {length} bytes", WalPageHeader::LENGTH)]
+    #[error(
+        "a WAL segment begins with {} bytes of header, but there are only {length} bytes",
+        WalPageHeader::LENGTH
+    )]
     Truncated {
         /// How many there are.
         length: usize,
@@ -216,7 +218,13 @@ mod tests {
 
     #[test]
     fn the_magic_number_says_the_major_version() {
-        for (magic, major) in [(0xD10D, 14), (0xD110, 15), (0xD113, 16), (0xD116, 17), (0xD118, 18)] {
+        for (magic, major) in [
+            (0xD10D, 14),
+            (0xD110, 15),
+            (0xD113, 16),
+            (0xD116, 17),
+            (0xD118, 18),
+        ] {
             let header = WalPageHeader::parse(&real(magic)).expect("a header");
             assert_eq!(header.major(), Some(major));
             assert_eq!(header.address, Lsn::new(0x300_0000));
@@ -225,7 +233,10 @@ mod tests {
             assert_eq!(header.system_identifier.to_string(), "7383921345678901234");
         }
         for magic in [0xD10C, 0xD111, 0xD119, 0x10D1] {
-            assert_eq!(WalPageHeader::parse(&real(magic)), Err(WalPageError::Magic { magic }));
+            assert_eq!(
+                WalPageHeader::parse(&real(magic)),
+                Err(WalPageError::Magic { magic })
+            );
         }
     }
 
@@ -235,7 +246,9 @@ mod tests {
         assert_eq!(header.check_name(name("000000010000000000000003")), Ok(()));
         // The beginning of the first segment of timeline 2 was copied from timeline 1.
         assert_eq!(header.check_name(name("000000020000000000000003")), Ok(()));
-        let error = header.check_name(name("000000010000000000000004")).expect_err("recycled");
+        let error = header
+            .check_name(name("000000010000000000000004"))
+            .expect_err("recycled");
         assert_eq!(
             error.to_string(),
             "the file 000000010000000000000004 holds the WAL segment 000000010000000000000003"
@@ -249,7 +262,10 @@ mod tests {
     #[test]
     fn impossible_values_are_refused() {
         assert_eq!(WalPageHeader::parse(&[0; 8192]), Err(WalPageError::Zero));
-        assert_eq!(WalPageHeader::parse(&real(0xD110)[..39]), Err(WalPageError::Truncated { length: 39 }));
+        assert_eq!(
+            WalPageHeader::parse(&real(0xD110)[..39]),
+            Err(WalPageError::Truncated { length: 39 })
+        );
         for (offset, value) in [(2, 4), (3, 1), (4, 0), (8, 1), (32, 1), (37, 0), (38, 2)] {
             let mut bytes = real(0xD118);
             bytes[offset] = value;

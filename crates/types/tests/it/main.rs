@@ -5,3 +5,4 @@ mod control;
 mod history;
 mod positions;
 mod serde_text;
+mod wal_page_header;

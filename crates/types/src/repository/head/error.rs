@@ -119,7 +119,9 @@ pub enum PublishError {
         forgotten: u64,
     },
     /// The epoch that the backup noted is not of this repository.
-    #[error("backup {label} began at epoch {epoch}, but the repository is at epoch {current}: it was rolled back")]
+    #[error(
+        "backup {label} began at epoch {epoch}, but the repository is at epoch {current}: it was rolled back"
+    )]
     FromTheFuture {
         /// The backup.
         label: Label,
@@ -150,7 +152,8 @@ impl Diagnose for PublishError {
     fn hint(&self) -> Option<String> {
         Some(match self {
             Self::FromTheFuture { .. } => {
-                "somebody put an older copy of the repository in place: find out who, then take a new backup".to_owned()
+                "somebody put an older copy of the repository in place: find out who, then take a new backup"
+                    .to_owned()
             }
             _ => "run `pgmahout backup create` again; what was uploaded and still exists is used".to_owned(),
         })

@@ -7,8 +7,8 @@ use jiff::Timestamp;
 use super::super::condemned::CondemnedId;
 use super::super::ids::{Label, Nonce};
 use super::{
-    BackupEntry, Clearance, Condemned, Examination, Head, HeadError, MOST_REMEMBERED, PublishError, REMEMBERED,
-    WalGap,
+    BackupEntry, Clearance, Condemned, Examination, Head, HeadError, MOST_REMEMBERED, PublishError,
+    REMEMBERED, WalGap,
 };
 use crate::timeline::TimelineId;
 use crate::wal::SegmentName;
@@ -186,7 +186,9 @@ impl Head {
             let Some(epoch) = list.deleted else {
                 return true;
             };
-            let old = list.deleted_at.is_some_and(|at| now.duration_since(at) > REMEMBERED);
+            let old = list
+                .deleted_at
+                .is_some_and(|at| now.duration_since(at) > REMEMBERED);
             if !old && surplus == 0 {
                 return true;
             }
@@ -258,7 +260,9 @@ impl Head {
 
     fn backup_mut(&mut self, label: Label) -> Result<&mut BackupEntry, HeadError> {
         let position = self.position(label).ok_or(HeadError::NoBackup { label })?;
-        self.backups.get_mut(position).ok_or(HeadError::NoBackup { label })
+        self.backups
+            .get_mut(position)
+            .ok_or(HeadError::NoBackup { label })
     }
 
     fn raise_epoch(&mut self) {

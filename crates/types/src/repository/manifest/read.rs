@@ -23,6 +23,8 @@ pub struct ManifestReader<R> {
     seen: Seen,
     known_packs: Vec<PackEntry>,
     end: Option<End>,
+    /// Whether an error was given by the iterator, which then ends.
+    failed: bool,
 }
 
 #[derive(Default, PartialEq, Eq)]
@@ -67,6 +69,7 @@ impl<R: BufRead> ManifestReader<R> {
             seen: Seen::default(),
             known_packs: Vec::new(),
             end: None,
+            failed: false,
         })
     }
 
@@ -209,7 +212,12 @@ impl<R: BufRead> Iterator for ManifestReader<R> {
     type Item = Result<Entry, ManifestError>;
 
     fn next(&mut self) -> Option<Self::Item> {
-        self.next_entry().transpose()
+        if self.failed {
+            return None;
+        }
+        let next = self.next_entry().transpose();
+        self.failed = matches!(next, Some(Err(_)));
+        next
     }
 }
 
@@ -254,10 +262,6 @@ impl Manifest {
         }
         entries.shrink_to_fit();
         let (header, end) = reader.into_ends()?;
-        Ok(Self {
-            header,
-            entries,
-            end,
-        })
+        Ok(Self { header, entries, end })
     }
 }

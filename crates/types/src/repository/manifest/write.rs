@@ -148,6 +148,8 @@ impl<W: Write> ManifestWriter<W> {
             return Err(ManifestError::TooLong { line: self.line });
         }
         self.hasher.update(&self.text);
-        self.output.write_all(&self.text).map_err(|source| failed(self.line, source))
+        self.output
+            .write_all(&self.text)
+            .map_err(|source| failed(self.line, source))
     }
 }

@@ -70,7 +70,10 @@ impl Places {
             }
             next = end;
             if let Source::Frame { frame, offset } = extent.source {
-                let frame = self.frames.get(index(frame)).ok_or("an extent is in no known frame")?;
+                let frame = self
+                    .frames
+                    .get(index(frame))
+                    .ok_or("an extent is in no known frame")?;
                 let bytes = bytes_between(size, extent.first, end);
                 if u64::from(offset) + bytes > u64::from(frame.location.raw) {
                     return Err("an extent ends behind its frame");
@@ -173,7 +176,10 @@ impl PlacesBuilder {
             } = last.source
             && last_frame == frame
             && last.end() == first
-            && last.count.checked_mul(BLOCK_SIZE).and_then(|bytes| bytes.checked_add(last_offset))
+            && last
+                .count
+                .checked_mul(BLOCK_SIZE)
+                .and_then(|bytes| bytes.checked_add(last_offset))
                 == Some(offset)
         {
             last.count = last.count.saturating_add(count);
@@ -319,7 +325,10 @@ impl PageMapBuilder {
     pub fn finish(mut self, size: u64) -> Result<PageMap, PageMapError> {
         let blocks = blocks_of(size).ok_or(PageMapError::TooLarge { size })?;
         let wrong = |problem| PageMapError::Inconsistent { size, problem };
-        if self.last_reused.is_some_and(|length| length != super::last_block_bytes(size)) {
+        if self
+            .last_reused
+            .is_some_and(|length| length != super::last_block_bytes(size))
+        {
             self.problem = Some("its last block was reused and has another length");
         }
         if self.blocks != u64::from(blocks) {

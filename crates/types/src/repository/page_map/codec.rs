@@ -75,7 +75,10 @@ pub(super) fn is_overlay(bytes: &[u8]) -> bool {
 }
 
 fn room(places: &Places) -> usize {
-    64 + places.packs.len() * 16 + places.frames.len() * 12 + places.extents.len() * 6 + places.hashes.len() * 8
+    64 + places.packs.len() * 16
+        + places.frames.len() * 12
+        + places.extents.len() * 6
+        + places.hashes.len() * 8
 }
 
 fn write_places(writer: &mut Writer, size: u64, places: &Places, gaps: bool) {
@@ -181,7 +184,9 @@ fn read_places(reader: &mut Reader<'_>, gaps: bool) -> Result<(u64, Places), Dec
         .map(|chunk| PageHash::new(u64::from_le_bytes(chunk.try_into().unwrap_or_default())))
         .collect();
     let places = Places::new(packs, frames, extents, hashes);
-    places.check(size, gaps).map_err(|problem| reader.damaged(problem))?;
+    places
+        .check(size, gaps)
+        .map_err(|problem| reader.damaged(problem))?;
     Ok((size, places))
 }
 

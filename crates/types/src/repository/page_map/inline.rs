@@ -21,9 +21,19 @@ use super::{Extent, PageMap, PageMapError, Source, index};
 pub struct InlineMap {
     #[serde(rename = "f", default, skip_serializing_if = "<[_]>::is_empty")]
     frames: Box<[FrameRef]>,
-    #[serde(rename = "x", default, skip_serializing_if = "<[_]>::is_empty", with = "extents")]
+    #[serde(
+        rename = "x",
+        default,
+        skip_serializing_if = "<[_]>::is_empty",
+        with = "extents"
+    )]
     extents: Box<[Extent]>,
-    #[serde(rename = "h", default, skip_serializing_if = "<[_]>::is_empty", with = "hashes")]
+    #[serde(
+        rename = "h",
+        default,
+        skip_serializing_if = "<[_]>::is_empty",
+        with = "hashes"
+    )]
     hashes: Box<[PageHash]>,
 }
 
@@ -97,7 +107,7 @@ impl InlineMap {
 }
 
 mod extents {
-    use super::{Deserializer, Extent, Extents, Serializer, SerializeSeq, Source};
+    use super::{Deserializer, Extent, Extents, SerializeSeq, Serializer, Source};
 
     pub(super) fn serialize<S: Serializer>(extents: &[Extent], serializer: S) -> Result<S::Ok, S::Error> {
         let mut list = serializer.serialize_seq(Some(extents.len()))?;
@@ -155,11 +165,15 @@ impl<'de> Deserialize<'de> for Triple {
             }
 
             fn visit_seq<A: SeqAccess<'de>>(self, mut list: A) -> Result<Triple, A::Error> {
-                let count = list.next_element()?.ok_or_else(|| de::Error::invalid_length(0, &self))?;
+                let count = list
+                    .next_element()?
+                    .ok_or_else(|| de::Error::invalid_length(0, &self))?;
                 let Some(frame) = list.next_element()? else {
                     return Ok(Triple(count, None));
                 };
-                let offset = list.next_element()?.ok_or_else(|| de::Error::invalid_length(2, &self))?;
+                let offset = list
+                    .next_element()?
+                    .ok_or_else(|| de::Error::invalid_length(2, &self))?;
                 Ok(Triple(count, Some((frame, offset))))
             }
         }
@@ -175,7 +189,9 @@ mod hashes {
         serializer.serialize_str(hexadecimal_text(&bytes, &mut vec![0; bytes.len() * 2]))
     }
 
-    pub(super) fn deserialize<'de, D: Deserializer<'de>>(deserializer: D) -> Result<Box<[PageHash]>, D::Error> {
+    pub(super) fn deserialize<'de, D: Deserializer<'de>>(
+        deserializer: D,
+    ) -> Result<Box<[PageHash]>, D::Error> {
         deserializer.deserialize_str(Hashes)
     }
 }

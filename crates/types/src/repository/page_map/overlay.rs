@@ -6,7 +6,8 @@ use super::super::ids::{PackId, PageHash};
 use super::build::{Places, PlacesBuilder};
 use super::codec::is_overlay;
 use super::{
-    DecodeError, Extent, PageMap, PageMapBuilder, PageMapError, Run, Source, blocks_of, index, last_block_bytes,
+    DecodeError, Extent, PageMap, PageMapBuilder, PageMapError, Run, Source, blocks_of, index,
+    last_block_bytes,
 };
 
 /// The blocks of a [`PageMap`] that are elsewhere than in a base, which is an older map of the same file.
@@ -129,7 +130,10 @@ impl StoredMap {
 fn next_border(base: &PageMap, map: &PageMap, first: u32) -> u32 {
     let mut border = map.blocks();
     for map in [base, map] {
-        let extent_end = map.runs_between(first, u32::MAX).next().map(|run| run.extent.end());
+        let extent_end = map
+            .runs_between(first, u32::MAX)
+            .next()
+            .map(|run| run.extent.end());
         for candidate in [extent_end, Some(map.blocks()), Some(full_blocks(map))] {
             if let Some(candidate) = candidate.filter(|&candidate| candidate > first) {
                 border = border.min(candidate);
