@@ -175,3 +175,28 @@ proptest! {
         }
     }
 }
+
+/// `cargo test --release -p pgmahout-backup how_fast_cold -- --ignored --nocapture`
+#[test]
+#[ignore = "measures; writes 1 GiB and prints GB/s"]
+fn how_fast_cold_and_cached_files_are_read() {
+    let (file, _) = file(1024 * MIB);
+    let mut piece = vec![0; PIECE];
+    for cached in [false, true] {
+        for method in [Method::Ordinary, Method::Uncached, Method::Probe] {
+            evict(file.as_file());
+            if cached {
+                warm(file.path(), 0, 1024 * MIB);
+            }
+            let start = std::time::Instant::now();
+            let mut reader = reader(file.path(), method);
+            while reader.read_at(&mut piece, reader.bytes_read()).expect("read") > 0 {}
+            let speed = reader.bytes_read() as f64 / start.elapsed().as_secs_f64() / 1e9;
+            println!(
+                "{:?}, cached {cached}: {speed:.2} GB/s, {} MiB stay in the cache",
+                reader.method,
+                resident(file.path()) / MIB as u64
+            );
+        }
+    }
+}
