@@ -150,7 +150,7 @@ fn how_fast_pages_are_verified_and_hashed() {
         hash::hash_blocks(&[7; 32], &blocks, &mut hashes);
     });
     measure("looking for zeroes in zeroes", &mut || {
-        assert!(hash::is_zero(&zeroes))
+        assert!(hash::is_zero(&zeroes));
     });
     assert!(found.is_empty());
 }
