@@ -37,6 +37,8 @@ pub struct S3Server {
 struct Shared {
     faults: Faults,
     requests: Mutex<Vec<Request>>,
+    /// Conditional writes are carried out one at a time, as S3 does: s3s-fs looks first and writes then.
+    conditional: tokio::sync::Mutex<()>,
 }
 
 impl S3Server {
@@ -193,6 +195,7 @@ async fn answer(
 ) -> Result<hyper::Response<Answer>, std::io::Error> {
     let recorded = Request::of(&request);
     let fault = shared.faults.take(&recorded.method, &recorded.target);
+    let is_conditional = recorded.headers.contains_key("if-none-match");
     shared
         .requests
         .lock()
@@ -206,10 +209,16 @@ async fn answer(
         Some(Fault::StallBody { after }) => Some((after, true)),
         Some(Fault::LoseAnswer) | None => None,
     };
+    let alone = if is_conditional {
+        Some(shared.conditional.lock().await)
+    } else {
+        None
+    };
     let response = service
         .call(request.map(s3s::Body::from))
         .await
         .map_err(|error| std::io::Error::other(format!("{error:?}")))?;
+    drop(alone);
     if fault == Some(Fault::LoseAnswer) {
         return Err(std::io::ErrorKind::ConnectionReset.into());
     }
