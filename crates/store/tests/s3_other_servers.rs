@@ -13,7 +13,7 @@ use pgmahout_config::secret::SecretReference;
 use pgmahout_store::StoreError;
 use pgmahout_store::codec::Codec;
 use pgmahout_store::repository::{
-    Patience, PutMode, Repository, RepositorySettings, S3Settings, StorageSettings,
+    CreateOutcome, Patience, PutMode, Repository, RepositorySettings, S3Settings, StorageSettings,
 };
 use pgmahout_testkit::certificates::{Authority, Validity};
 use pgmahout_types::diagnostic::Diagnose;
@@ -217,7 +217,13 @@ fn never() -> CancellationToken {
 async fn a_server_that_ignores_the_condition_is_found_out() {
     let repository = open(|_, _| None).await;
     assert!(!repository.supports_conditional_put().await.unwrap());
-    assert!(!repository.check(&never()).await.unwrap().conditional_put);
+    let report = repository.check(&never()).await.unwrap();
+    assert!(!report.conditional_put);
+    assert_eq!(
+        (report.creators, report.winners),
+        (8, 8),
+        "all were told that they won"
+    );
 }
 
 #[tokio::test]
@@ -235,6 +241,36 @@ async fn a_server_without_conditions_still_does_not_overwrite_what_is_there() {
         .unwrap_err();
     assert!(matches!(error, StoreError::AlreadyExists { .. }), "{error:?}");
     assert_eq!(&repository.get_bytes("a", 9).await.unwrap()[..], b"first");
+}
+
+#[tokio::test]
+async fn a_server_without_conditions_creates_once_only_for_a_single_writer() {
+    let behaviour: Behaviour = |request, _| {
+        let conditional = request.headers.contains("if-none-match");
+        conditional.then(|| Response::error("501 Not Implemented", "NotImplemented"))
+    };
+    let repository = open(behaviour).await;
+    let error = repository.create_once("head", "x").await.unwrap_err();
+    assert!(matches!(error, StoreError::NotConditional { .. }), "{error:?}");
+    assert_eq!(error.outcome().exit_code(), 3);
+    assert!(error.hint().unwrap().contains("single_writer: true"));
+    assert!(!repository.exists("head").await.unwrap() && !repository.is_single_writer());
+
+    let promised = Repository::open(RepositorySettings {
+        single_writer: true,
+        ..settings(start(behaviour, None), None)
+    })
+    .await
+    .unwrap();
+    assert!(promised.is_single_writer());
+    assert_eq!(
+        promised.create_once("head", "x").await.unwrap(),
+        CreateOutcome::Created
+    );
+    assert_eq!(
+        promised.create_once("head", "y").await.unwrap(),
+        CreateOutcome::AlreadyThere
+    );
 }
 
 #[tokio::test]

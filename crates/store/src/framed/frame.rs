@@ -74,8 +74,8 @@ impl FrameHeader {
     }
 
     pub(super) fn from_bytes(bytes: [u8; FRAME_HEADER_LENGTH]) -> Self {
-        let [a, b, c, d, e, f, g, h] = bytes;
-        let (stored, raw) = (u32::from_le_bytes([a, b, c, d]), u32::from_le_bytes([e, f, g, h]));
+        let word = |at: usize| u32::from_le_bytes([bytes[at], bytes[at + 1], bytes[at + 2], bytes[at + 3]]);
+        let (stored, raw) = (word(0), word(4));
         Self {
             stored: stored & !FINAL,
             raw: raw & RAW_MASK,

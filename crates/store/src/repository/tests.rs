@@ -6,6 +6,9 @@ use pgmahout_types::diagnostic::{Diagnose, Outcome};
 
 use super::*;
 
+mod keys;
+mod parts;
+
 fn local(path: &Path) -> RepositorySettings {
     RepositorySettings::at("local", Location::Directory(path.to_owned()))
 }

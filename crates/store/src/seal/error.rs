@@ -216,8 +216,8 @@ impl Diagnose for SealError {
             | Self::TooManyKeys { .. }
             | Self::NotAKeyFile { .. }
             | Self::NotAKey
+            | Self::NoSuchSlot { .. }
             | Self::KeyMissing { .. } => Outcome::Usage,
-            Self::NoSuchSlot { .. } => Outcome::Usage,
             Self::KeyFileExposed { .. } | Self::LastSlot => Outcome::Refused,
             _ => Outcome::Failed,
         }

@@ -115,21 +115,22 @@ impl RangeSource {
         if length == 0 {
             return self.size().await;
         }
-        let mut pauses = Pauses::new(self.store.patience.retry);
-        // The first answer tells the size, and from then on it is a range like any other.
-        while self.identity.get().is_none() {
+        // The first answer tells the size, and from then on it is a range like any other. Not every server gives a
+        // tail that is longer than the object, so any failure is asked another way.
+        if self.identity.get().is_none() {
             match self.read_some(GetRange::Suffix(length), bytes).await {
-                Ok(()) => break,
+                Ok(()) => return self.size().await,
+                Err(error @ (StoreError::NotFound { .. } | StoreError::PermissionDenied { .. })) => {
+                    return Err(error);
+                }
                 Err(error) => {
+                    tracing::debug!(%error, object = self.name(), "the tail is asked for by its place");
                     bytes.clear();
-                    self.go_on(&mut pauses, error, false).await?;
                 }
             }
         }
         let size = self.size().await?;
-        if bytes.is_empty() {
-            self.read(size.saturating_sub(length)..size, bytes).await?;
-        }
+        self.read(size.saturating_sub(length)..size, bytes).await?;
         Ok(size)
     }
 
