@@ -24,6 +24,17 @@ struct Scene {
 
 const TARGET: &str = "target";
 
+/// The database that is restored into, with a table that must survive.
+async fn make_target(server: &Postgres) {
+    server.createdb(TARGET).await;
+    server
+        .sql(
+            TARGET,
+            "CREATE TABLE precious AS SELECT n FROM generate_series(1, 100) n",
+        )
+        .await;
+}
+
 impl Scene {
     async fn new(major: Major) -> Self {
         let server = Postgres::start(major).await;
@@ -41,13 +52,7 @@ impl Scene {
     }
 
     async fn around(server: Postgres) -> Self {
-        server.createdb(TARGET).await;
-        server
-            .sql(
-                TARGET,
-                "CREATE TABLE precious AS SELECT n FROM generate_series(1, 100) n",
-            )
-            .await;
+        make_target(&server).await;
         let directory = server.new_directory("dumps");
         let before = contents::digests(&server, TARGET).await;
         Self {
@@ -536,13 +541,16 @@ async fn a_restore_that_is_killed_at_any_moment_leaves_the_target_as_it_was(#[ca
         })
         .await;
         let after = contents::digests(&scene.server, TARGET).await;
-        if options.is_empty() && after.len() > scene.before.len() {
+        if after.contains_key("public.pgbench_accounts") {
             // On a machine that is less busy than when it was measured, it was committed: then all of it.
-            let mut all = scene.before.clone();
-            all.extend(contents::digests(&scene.server, "bench").await);
+            let mut all = contents::digests(&scene.server, "bench").await;
+            if options.is_empty() {
+                all.extend(scene.before.clone());
+            }
             assert_eq!(after, all, "round {round}: killed after {part:?}");
-            let tables = "DROP TABLE pgbench_accounts, pgbench_branches, pgbench_history, pgbench_tellers";
-            scene.server.sql(TARGET, tables).await;
+            let drop = format!("DROP DATABASE {TARGET} WITH (FORCE)");
+            scene.server.sql("postgres", &drop).await;
+            make_target(&scene.server).await;
             killed -= 1;
             continue;
         }
