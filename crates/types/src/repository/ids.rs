@@ -145,9 +145,7 @@ impl PageHash {
 
     /// The hash of the bytes of a block under the repository's hash key.
     pub fn of(key: &[u8; 32], block: &[u8]) -> Self {
-        let hash = blake3::keyed_hash(key, block);
-        let [a, b, c, d, e, f, g, h, ..] = *hash.as_bytes();
-        Self(u64::from_le_bytes([a, b, c, d, e, f, g, h]))
+        Self(first_number(blake3::keyed_hash(key, block)))
     }
 }
 
@@ -293,6 +291,12 @@ impl Diagnose for IdParseError {
     fn outcome(&self) -> Outcome {
         Outcome::Usage
     }
+}
+
+/// The first eight bytes of a digest, as a little-endian number.
+pub(super) fn first_number(hash: blake3::Hash) -> u64 {
+    let first = hash.as_bytes().first_chunk::<8>().copied();
+    u64::from_le_bytes(first.unwrap_or_default())
 }
 
 /// Writes the digits of `bytes` into `digits`, which has room for twice as many.

@@ -12,7 +12,7 @@
 
 use super::BLOCK_SIZE;
 use super::frame::FrameRef;
-use super::ids::{PackId, PageHash};
+use super::ids::{PackId, PageHash, first_number};
 use crate::diagnostic::Diagnose;
 
 mod build;
@@ -195,9 +195,7 @@ impl PageMap {
 
     /// A number that tells maps apart, by which an [`Overlay`] knows its base.
     pub fn fingerprint(&self) -> u64 {
-        let hash = blake3::hash(&self.encode());
-        let [a, b, c, d, e, f, g, h, ..] = *hash.as_bytes();
-        u64::from_le_bytes([a, b, c, d, e, f, g, h])
+        first_number(blake3::hash(&self.encode()))
     }
 }
 

@@ -78,7 +78,7 @@ impl Publisher {
             3 => {
                 let pack = PackId::from_bytes([world.draw(); 16]);
                 world.packs.insert(pack);
-                if choice % 5 == 0 {
+                if choice.is_multiple_of(5) {
                     // Interrupted: the pack stays.
                     *self = Self::default();
                 } else {

@@ -384,8 +384,8 @@ fn any_entry() -> impl Strategy<Value = Entry> {
         (name, any::<i64>(), 0..0o7777_u32).prop_map(|(path, mtime, mode)| {
             Entry::File(File {
                 path,
-                mtime,
                 mode,
+                mtime,
                 ..small("x")
             })
         }),

@@ -179,6 +179,6 @@ fn same_frame(base: &PageMap, frame: u32, map: &PageMap, other: u32) -> bool {
 
 /// How many blocks of the map are not short.
 fn full_blocks(map: &PageMap) -> u32 {
-    let short = last_block_bytes(map.size) % BLOCK_SIZE != 0;
+    let short = !last_block_bytes(map.size).is_multiple_of(BLOCK_SIZE);
     map.blocks() - u32::from(short)
 }
