@@ -4,7 +4,10 @@
 //! server's page cache. [`page`] knows PostgreSQL's data pages: their checksums, their identity by content,
 //! and what a page that fails its checksum means while the server is writing.
 
+pub mod create;
 pub mod files;
 pub mod page;
+pub mod restore;
 pub mod stanza;
 pub mod verify;
+pub mod wal;

@@ -1,0 +1,25 @@
+//! The WAL archive: one object for each segment, named by timeline and segment alone, stored only where none is.
+//!
+//! * [`WalArchive`]: the archive of one stanza in one repository: has, get, put, list;
+//! * [`file`]: what a file of the server must be before it is archived;
+//! * [`inventory`]: ranges, gaps and branches of what is there;
+//! * [`error`]: what can go wrong.
+//!
+//! What is archived is never replaced. The same content again is success, other content under the same name is an
+//! error: two servers archive into one stanza, or one went back in time on an old timeline.
+//!
+//! # Memory
+//!
+//! A file that is stored or fetched is in memory twice: as it is, and as its object.
+
+mod archive;
+pub mod error;
+pub mod file;
+pub mod inventory;
+mod object;
+
+pub use archive::{PutOutcome, WalArchive};
+pub use error::WalError;
+pub use file::WalFile;
+pub use inventory::WalInventory;
+pub use object::ArchivedFile;
