@@ -17,7 +17,9 @@
 //! # Memory
 //!
 //! On a file system 256 KiB per writer, nothing per reader. On S3 at most 128 MiB per writer (40 MiB up to 8
-//! GiB), 16 MiB per reader. A listing holds its entries.
+//! GiB), 16 MiB per reader. What is put from memory is sent from where it is, without a copy; a part that is read
+//! is in the reader's buffer alone. A listing holds its entries; one by pages at most 5000 of them, and one
+//! directory.
 //!
 //! # Abandoned things
 //!
@@ -386,9 +388,8 @@ impl Repository {
         Ok(found)
     }
 
-    /// The same, given to `each` page by page, by name, so that the whole listing is never in memory. An error of
-    /// `each` ends the listing and is given back. On S3 a page that was given may be given again only within a
-    /// new call.
+    /// The same, given to `each` page by page, of up to 1000, so that the whole listing is never in memory. The
+    /// order is that of names, on S3 that of the server. An error of `each` ends the listing and is given back.
     ///
     /// # Errors
     ///
