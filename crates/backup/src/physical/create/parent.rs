@@ -1,0 +1,358 @@
+//! What an older backup has, with which the files are compared.
+//!
+//! Files are compared block by block, by content. So any older backup of the same cluster will do, whatever
+//! timeline it is of and whatever happened since: a wrong guess costs space, never a page.
+
+use std::collections::HashMap;
+use std::sync::{Arc, Mutex, PoisonError};
+
+use bytes::Bytes;
+use pgmahout_store::framed::FramedOpener;
+use pgmahout_types::ControlFile;
+use pgmahout_types::repository::manifest::{Content, Entry, MapRef, PackEntry};
+use pgmahout_types::repository::page_map::StoredMap;
+use pgmahout_types::repository::{BackupEntry, FileId, Head, Label, PackId, PageMap, PageMapBuilder, Source};
+
+use super::error::CreateError;
+use super::pack::PackedFrame;
+use super::record::{Record, Records};
+use crate::physical::stanza::{BlockingRepository, PhysicalRepository, kind};
+
+/// Maps are read in pieces of this size: neighbours are wanted soon after.
+const READ_AHEAD: u64 = 1 << 20;
+/// So many pieces are kept.
+const PIECES: usize = 16;
+/// A file may be scattered over so many packs, and some more by chance, before it is stored afresh.
+const MOST_PACKS: usize = 32;
+/// Bytes above which it is looked at how scattered a file is.
+const LARGE: u64 = 16 << 20;
+
+/// The older backup.
+pub(super) struct Parent {
+    /// Its name.
+    pub(super) label: Label,
+    packs: Vec<PackEntry>,
+    known: HashMap<PackId, PackEntry>,
+    /// Packs are numbers in it: see [`numbered`].
+    records: Records,
+    /// Places of records by the hash of the path, sorted.
+    places: Vec<(FileId, u64)>,
+    maps: MapReader,
+}
+
+/// What the older backup has of a file.
+#[derive(Debug)]
+pub(super) struct ParentFile {
+    /// Where every block is.
+    pub(super) map: PageMap,
+    /// Where that map is stored, if it is not in the manifest.
+    pub(super) stored: Option<StoredAt>,
+}
+
+/// Where a map is stored.
+#[derive(Debug)]
+pub(super) struct StoredAt {
+    /// The frame with the map or the overlay.
+    pub(super) frame: PackedFrame,
+    /// Where that is an overlay: its base.
+    pub(super) base: Option<(PackedFrame, PageMap)>,
+}
+
+/// The backups that a backup of this cluster can be compared with, the newest first.
+pub(super) fn usable<'a>(
+    head: &'a Head,
+    control: &'a ControlFile,
+    major: u32,
+) -> impl Iterator<Item = &'a BackupEntry> {
+    head.backups.iter().rev().filter(move |entry| {
+        entry.system_identifier == control.system_identifier && entry.server_version.major() == major
+    })
+}
+
+impl Parent {
+    /// Reads the manifest of the older backup. `None` where it is of other pages or segments.
+    pub(super) async fn load(
+        repository: &PhysicalRepository,
+        entry: &BackupEntry,
+        control: &ControlFile,
+    ) -> Result<Option<Self>, CreateError> {
+        let storage = repository.blocking();
+        let repository = repository.clone();
+        let (page_size, segment_blocks) = (control.block_size, control.relation_segment_blocks);
+        let stored = repository.fetch_manifest(entry.label, Some(entry.manifest)).await?;
+        let loaded = tokio::task::spawn_blocking(move || {
+            let wrong = |error| repository.manifest_error(stored.name(), error);
+            let mut reader = stored.reader()?;
+            let header = reader.header();
+            if header.page_size != page_size || header.relation_segment_blocks != segment_blocks {
+                return Ok(None);
+            }
+            let label = header.label;
+            let key = *repository.hash_key();
+            let mut records = Records::default();
+            let mut places = Vec::new();
+            // Packs are named by number, and their table comes last: until then a number is a name.
+            while let Some(entry) = reader.next_entry().map_err(wrong)? {
+                let Entry::File(file) = entry else { continue };
+                let record = match file.content {
+                    Content::Inline(map) => Record::Inline(
+                        map.to_map(file.size, |number| Some(numbered(number)))
+                            .map_err(|error| damaged(&error.to_string()))?,
+                    ),
+                    Content::Map(content) => Record::Stored {
+                        size: file.size,
+                        map: numbered_frame(content.map),
+                        base: content.base.map(numbered_frame),
+                        packs: Vec::new(),
+                    },
+                };
+                let path = file.path.as_bytes();
+                places.push((file_id(&key, path), records.push(path, &record)));
+            }
+            let packs: Vec<PackEntry> = reader.end().map(|end| end.packs.clone()).unwrap_or_default();
+            places.sort_unstable();
+            let known = packs.iter().map(|pack| (pack.id, *pack)).collect();
+            Ok(Some(Self {
+                label,
+                packs,
+                known,
+                records,
+                places,
+                maps: MapReader::new(storage),
+            }))
+        })
+        .await;
+        match loaded {
+            Ok(loaded) => loaded,
+            Err(_) => Err(CreateError::Thread),
+        }
+    }
+
+    /// A pack that the older backup uses.
+    pub(super) fn pack(&self, id: PackId) -> Option<&PackEntry> {
+        self.known.get(&id)
+    }
+
+    /// All packs that the older backup uses.
+    pub(super) fn packs(&self) -> impl Iterator<Item = PackId> {
+        self.packs.iter().map(|pack| pack.id)
+    }
+
+    /// What the older backup has of a file. `None` where it has nothing, or what is not worth to be built on.
+    ///
+    /// For blocking threads.
+    pub(super) fn file(&self, id: FileId, path: &[u8]) -> Result<Option<ParentFile>, CreateError> {
+        let first = self.places.partition_point(|(known, _)| *known < id);
+        let record = self.places[first..]
+            .iter()
+            .take_while(|(known, _)| *known == id)
+            .find_map(|(_, place)| self.records.get(*place, path));
+        let file = match record {
+            None => return Ok(None),
+            Some(Record::Inline(map)) => ParentFile {
+                map: self.named(&map)?,
+                stored: None,
+            },
+            Some(Record::Stored { map, base, .. }) => {
+                let frame = self.named_frame(map)?;
+                let base = base.map(|base| self.named_frame(base)).transpose()?;
+                let stored = self.maps.read(self.pack_of(frame)?, frame)?;
+                match (stored, base) {
+                    (StoredMap::Whole(map), _) => ParentFile {
+                        map,
+                        stored: Some(StoredAt { frame, base: None }),
+                    },
+                    (StoredMap::Overlay(overlay), Some(base)) => {
+                        let StoredMap::Whole(base_map) = self.maps.read(self.pack_of(base)?, base)? else {
+                            return Err(damaged("the base of a changed map is no whole map"));
+                        };
+                        ParentFile {
+                            map: overlay.apply(&base_map).map_err(|error| damaged(&error.to_string()))?,
+                            stored: Some(StoredAt {
+                                frame,
+                                base: Some((base, base_map)),
+                            }),
+                        }
+                    }
+                    (StoredMap::Overlay(_), None) => {
+                        return Err(damaged("a changed map has no base"));
+                    }
+                }
+            }
+        };
+        Ok((!is_scattered(&file.map, id)).then_some(file))
+    }
+
+    fn pack_of(&self, frame: PackedFrame) -> Result<&PackEntry, CreateError> {
+        self.pack(frame.pack).ok_or_else(unlisted)
+    }
+
+    /// The pack that stands for a number.
+    fn id(&self, numbered: PackId) -> Result<PackId, CreateError> {
+        self.packs
+            .get(number_of(numbered) as usize)
+            .map(|pack| pack.id)
+            .ok_or_else(unlisted)
+    }
+
+    fn named_frame(&self, frame: PackedFrame) -> Result<PackedFrame, CreateError> {
+        Ok(PackedFrame {
+            pack: self.id(frame.pack)?,
+            ..frame
+        })
+    }
+
+    /// A map whose packs are numbers, with the packs.
+    fn named(&self, map: &PageMap) -> Result<PageMap, CreateError> {
+        let mut builder = PageMapBuilder::new();
+        for run in map.runs() {
+            match run.extent.source {
+                Source::Zero => builder.zeros(run.extent.count),
+                Source::Frame { frame, offset } => {
+                    let frame = map.frames()[frame as usize];
+                    let pack = self.id(map.packs()[frame.pack as usize])?;
+                    builder.stored(pack, frame.location, offset, run.hashes);
+                }
+            }
+        }
+        builder
+            .finish(map.size())
+            .map_err(|error| damaged(&error.to_string()))
+    }
+}
+
+/// A number in the name of a pack.
+fn numbered(number: u32) -> PackId {
+    PackId::from_bytes(u128::from(number).to_be_bytes())
+}
+
+fn number_of(numbered: PackId) -> u32 {
+    u128::from_be_bytes(*numbered.as_bytes()) as u32
+}
+
+fn numbered_frame(reference: MapRef) -> PackedFrame {
+    PackedFrame {
+        pack: numbered(reference.pack),
+        location: reference.location,
+    }
+}
+
+fn unlisted() -> CreateError {
+    damaged("a file is in a pack that is not listed")
+}
+
+fn damaged(what: &str) -> CreateError {
+    CreateError::Unexpected {
+        what: format!("in the older backup {what}"),
+    }
+}
+
+/// Whether a restore would have to look in so many places for a file that it is better stored in one again.
+///
+/// How many are too many differs from file to file, so that not all files of a cluster become so on one day.
+fn is_scattered(map: &PageMap, id: FileId) -> bool {
+    if map.size() < LARGE {
+        return false;
+    }
+    let most = MOST_PACKS + (id % 16) as usize + (map.size() >> 25) as usize;
+    let frames: u64 = map.frames().iter().map(|frame| u64::from(frame.location.raw)).sum();
+    let live = map.size() - map.zero_bytes();
+    map.packs().len() > most || frames > 4 * live.max(LARGE)
+}
+
+/// What tells a file apart in the index of a pack.
+pub(super) fn file_id(key: &[u8; 32], path: &[u8]) -> FileId {
+    let hash = blake3::keyed_hash(key, path);
+    let [a, b, c, d, e, f, g, h, ..] = *hash.as_bytes();
+    FileId::from_le_bytes([a, b, c, d, e, f, g, h])
+}
+
+/// Reads frames of packs of maps.
+///
+/// Memory: at most 16 pieces of 1 MiB, or of one frame where that is longer.
+struct MapReader {
+    repository: BlockingRepository,
+    state: Mutex<Pieces>,
+}
+
+#[derive(Default)]
+struct Pieces {
+    openers: HashMap<PackId, Arc<FramedOpener>>,
+    /// Pack, offset, bytes; the oldest first.
+    read: Vec<(PackId, u64, Bytes)>,
+}
+
+impl MapReader {
+    fn new(repository: BlockingRepository) -> Self {
+        Self {
+            repository,
+            state: Mutex::default(),
+        }
+    }
+
+    fn read(&self, pack: &PackEntry, frame: PackedFrame) -> Result<StoredMap, CreateError> {
+        let repository = self.repository.repository();
+        let name = repository.map_name(pack.id);
+        let (opener, known) = {
+            let mut state = self.state.lock().unwrap_or_else(PoisonError::into_inner);
+            let opener = match state.openers.get(&pack.id) {
+                Some(opener) => Arc::clone(opener),
+                None => {
+                    let opener = FramedOpener::from_salt(
+                        &repository.cipher(),
+                        kind::MAP,
+                        &name,
+                        pack.key,
+                        pack.salt,
+                    )
+                    .map_err(framed)?;
+                    let opener = Arc::new(opener);
+                    state.openers.insert(pack.id, Arc::clone(&opener));
+                    opener
+                }
+            };
+            (opener, state.find(frame))
+        };
+        let bytes = match known {
+            Some(bytes) => bytes,
+            None => {
+                let begin = frame.location.offset;
+                let end = (begin + READ_AHEAD).max(frame.location.end()).min(pack.size);
+                let read = self.repository.store().get_range(&name, begin..end)?;
+                let length = usize::try_from(frame.location.length()).unwrap_or(usize::MAX);
+                let own = read.slice(..length.min(read.len()));
+                let mut state = self.state.lock().unwrap_or_else(PoisonError::into_inner);
+                state.read.push((pack.id, begin, read));
+                if state.read.len() > PIECES {
+                    state.read.remove(0);
+                }
+                own
+            }
+        };
+        let mut content = Vec::new();
+        opener
+            .open(frame.location, false, &bytes, &mut content)
+            .map_err(framed)?;
+        StoredMap::decode(&content).map_err(|error| damaged(&error.to_string()))
+    }
+}
+
+impl Pieces {
+    fn find(&self, frame: PackedFrame) -> Option<Bytes> {
+        self.read.iter().rev().find_map(|(pack, begin, bytes)| {
+            if *pack != frame.pack || frame.location.offset < *begin {
+                return None;
+            }
+            let from = usize::try_from(frame.location.offset - begin).ok()?;
+            let to = usize::try_from(frame.location.end() - begin).ok()?;
+            (to <= bytes.len()).then(|| bytes.slice(from..to))
+        })
+    }
+}
+
+fn framed(source: pgmahout_store::framed::FramedError) -> CreateError {
+    CreateError::Framed {
+        what: "use of a page map of the older backup",
+        source,
+    }
+}

@@ -1,0 +1,28 @@
+//! `pgmahout backup`.
+
+mod annotate;
+mod create;
+mod list;
+mod show;
+
+use crate::ExitStatus;
+use crate::context::Context;
+use crate::failure::Failure;
+
+/// Physical backups: take, list, show and annotate backups of a whole cluster.
+#[derive(Debug, clap::Subcommand)]
+pub(crate) enum Command {
+    Create(Box<create::Args>),
+    List(list::Args),
+    Show(show::Args),
+    Annotate(annotate::Args),
+}
+
+pub(crate) async fn run(command: Command, context: &Context) -> Result<ExitStatus, Failure> {
+    match command {
+        Command::Create(args) => Box::pin(create::run(*args, context)).await,
+        Command::List(args) => Box::pin(list::run(args, context)).await,
+        Command::Show(args) => Box::pin(show::run(args, context)).await,
+        Command::Annotate(args) => Box::pin(annotate::run(args, context)).await,
+    }
+}
