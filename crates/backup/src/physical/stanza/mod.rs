@@ -33,10 +33,10 @@ use pgmahout_types::{ControlFile, SegmentSize, SystemIdentifier, WalFileName};
 pub use blocking::BlockingRepository;
 pub use error::StanzaError;
 pub use lease::{LeaseGuard, LeaseKind, LeaseScope};
+pub use log::HEADS_ARE_KEPT;
 pub use memory::RepositoryMemory;
 pub use names::{StanzaName, StanzaNames, StanzaObject, kind};
 pub use protocol::References;
-pub use log::HEADS_ARE_KEPT;
 pub use setup::{Descriptor, InitOptions, Initialised, stanzas};
 
 use memory::SeenHead;
@@ -184,7 +184,13 @@ impl PhysicalRepository {
             repository: self.description(),
             stanza: self.stanza().to_string(),
             label,
-            others: head.backups.iter().rev().take(3).map(|entry| entry.label.to_string()).collect(),
+            others: head
+                .backups
+                .iter()
+                .rev()
+                .take(3)
+                .map(|entry| entry.label.to_string())
+                .collect(),
         })
     }
 

@@ -21,6 +21,9 @@
 //! The tests explore every interleaving of two backups, two collections and a reader, and find a violation for
 //! each of these rules that is left out.
 
+#[cfg(test)]
+mod model;
+
 use std::collections::BTreeSet;
 
 use pgmahout_types::repository::manifest::{End, Header, PackKind, WalRange};
