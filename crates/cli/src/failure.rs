@@ -96,6 +96,11 @@ impl Failure {
         }
     }
 
+    /// What to do about it.
+    pub(crate) fn advice(&self) -> Option<&str> {
+        self.hint.as_deref()
+    }
+
     /// The exit status.
     pub(crate) fn outcome(&self) -> Outcome {
         self.outcome

@@ -1,13 +1,17 @@
 //! The subcommands, one file each.
 
+mod backup;
 mod completions;
 mod config;
 mod demo;
 mod dump;
 mod health;
 mod man;
+mod physical;
 mod procedure;
+mod repo;
 mod report;
+mod restore;
 mod role;
 mod verify;
 
@@ -28,6 +32,11 @@ pub(crate) enum Command {
     #[command(subcommand)]
     Dump(dump::Command),
     #[command(subcommand)]
+    Repo(repo::Command),
+    #[command(subcommand)]
+    Backup(backup::Command),
+    Restore(Box<restore::Args>),
+    #[command(subcommand)]
     Role(role::Command),
     #[command(subcommand)]
     Config(config::Command),
@@ -46,6 +55,9 @@ impl Command {
             Self::Verify(args) => Box::pin(verify::run(args, context)).await,
             Self::Report(command) => Box::pin(report::run(command, context)).await,
             Self::Dump(command) => Box::pin(dump::run(command, context)).await,
+            Self::Repo(command) => Box::pin(repo::run(command, context)).await,
+            Self::Backup(command) => Box::pin(backup::run(command, context)).await,
+            Self::Restore(args) => Box::pin(restore::run(*args, context)).await,
             Self::Role(command) => role::run(command, context).await,
             Self::Config(command) => config::run(command, context).await,
             Self::Procedure(command) => procedure::run(command, context).await,

@@ -82,6 +82,11 @@ impl ObjectDamage {
         }
     }
 
+    /// What is wrong, in one line.
+    pub(super) fn text(&self) -> String {
+        self.problems.join("; ")
+    }
+
     fn hits(&self, frame: u32) -> bool {
         self.frames.as_ref().is_none_or(|frames| frames.contains(&frame))
     }
@@ -157,7 +162,7 @@ impl Damages {
             .into_iter()
             .map(|(name, damage)| Damage {
                 object: name.to_string(),
-                problem: damage.problems.join("; "),
+                problem: damage.text(),
                 backups: inventory.dependents(&name).collect(),
                 blocks: joined(self.blocks.remove(&name).unwrap_or_default()),
                 more: self.more.remove(&name).unwrap_or_default(),

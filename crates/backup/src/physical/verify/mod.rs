@@ -44,6 +44,7 @@ use std::time::{Duration, Instant};
 use futures::StreamExt as _;
 use jiff::Timestamp;
 use pgmahout_procedure::report::{Level, Progress, Reporter, Task, Unit};
+use pgmahout_types::WalFileName;
 use pgmahout_types::repository::head::Examination;
 use pgmahout_types::repository::{Head, Label};
 use tokio_util::sync::CancellationToken;
@@ -151,6 +152,21 @@ pub async fn verify(
         reporter.message(Level::Warning, &text);
     }
     Ok(report)
+}
+
+/// Reads one file of the WAL archive back; what is wrong with it, where something is.
+///
+/// # Errors
+///
+/// When the repository cannot be read.
+pub async fn archived_file_problem(
+    repository: &PhysicalRepository,
+    file: WalFileName,
+) -> Result<Option<String>, VerifyError> {
+    Ok(match wal::check(repository, file).await? {
+        Found::Whole(_) => None,
+        Found::Damaged(damage) => Some(damage.text()),
+    })
 }
 
 async fn run(

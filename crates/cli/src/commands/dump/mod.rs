@@ -5,7 +5,7 @@ mod create;
 mod expire;
 mod keys;
 mod list;
-mod place;
+pub(crate) mod place;
 mod restore;
 mod show;
 mod verify;
@@ -19,6 +19,11 @@ use crate::failure::Failure;
 pub(crate) use place::{KeyArgs, RepoArgs as PlaceArgs};
 
 pub(crate) use restore::register;
+
+/// Asks a person twice for a new passphrase.
+pub(crate) fn ask_passphrase(prompt: &str) -> Result<String, Failure> {
+    keys::ask(prompt, true)
+}
 
 /// Logical backups: make, list, restore, copy, test and expire dumps.
 #[derive(Debug, clap::Subcommand)]
