@@ -93,6 +93,7 @@ pub(crate) async fn run(command: Command, context: &Context) -> Result<ExitStatu
 fn registry(context: &Context) -> Registry<'_> {
     let mut registry = Registry::new();
     super::dump::register(&mut registry, context);
+    super::restore::register(&mut registry, context);
     registry
 }
 

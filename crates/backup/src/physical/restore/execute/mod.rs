@@ -10,6 +10,8 @@
 //! to 3 MiB for a file of 1 GiB, or the small files of a group, up to 16 MiB.
 
 pub(crate) mod fetch;
+#[cfg(test)]
+mod tests;
 pub(crate) mod tree;
 pub(crate) mod write;
 
