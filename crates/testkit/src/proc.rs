@@ -2,6 +2,8 @@
 
 use std::collections::BTreeMap;
 use std::ffi::{OsStr, OsString};
+use std::os::unix::fs::PermissionsExt;
+use std::os::unix::process::CommandExt;
 use std::path::{Path, PathBuf};
 use std::process::Stdio;
 use std::time::{Duration, Instant};
@@ -10,7 +12,9 @@ use rustix::process::{Pid, kill_process_group};
 use tokio::io::{AsyncReadExt, AsyncWriteExt};
 use tokio::task::JoinHandle;
 
+use crate::account::Account;
 use crate::processes::{self, Signal};
+use crate::sandbox::shared_directory;
 
 /// A command line of the program, in an environment of its own: no variable of the caller's but `PATH`,
 /// an empty home and working directory, and its state directory below them.
@@ -25,6 +29,7 @@ pub struct Pgmahout {
     timeout: Duration,
     home: tempfile::TempDir,
     directory: Option<PathBuf>,
+    account: Option<&'static Account>,
 }
 
 /// A command that ended.
@@ -54,6 +59,35 @@ pub struct Running {
     command: Pgmahout,
 }
 
+/// The program at a path that the servers' account can reach: where it is, or a copy in a directory that all
+/// tests share. Servers run it as archive_command and restore_command.
+pub fn reachable(binary: impl AsRef<Path>) -> PathBuf {
+    let binary = binary.as_ref();
+    let open = |path: &Path| {
+        path.metadata()
+            .is_ok_and(|metadata| metadata.permissions().mode() & 0o005 == 0o005)
+    };
+    if !Account::for_servers().is_another() || binary.ancestors().all(open) {
+        return binary.to_owned();
+    }
+    let metadata = binary.metadata().expect("the binary is there");
+    let built = metadata
+        .modified()
+        .ok()
+        .and_then(|time| time.duration_since(std::time::UNIX_EPOCH).ok())
+        .map_or(0, |time| time.as_nanos());
+    let directory = shared_directory("programs");
+    std::fs::set_permissions(&directory, std::fs::Permissions::from_mode(0o755))
+        .expect("the owner may change the mode");
+    let copy = directory.join(format!("pgmahout-{}-{built}", metadata.len()));
+    if !copy.exists() {
+        let temporary = directory.join(format!(".{}-{built}", std::process::id()));
+        std::fs::copy(binary, &temporary).expect("the binary can be copied");
+        std::fs::rename(&temporary, &copy).expect("the copy can be renamed");
+    }
+    copy
+}
+
 impl Pgmahout {
     /// A command line of the binary, without arguments yet.
     pub fn command(binary: impl AsRef<Path>) -> Self {
@@ -69,7 +103,18 @@ impl Pgmahout {
             timeout: Duration::from_mins(2),
             home,
             directory: None,
+            account: None,
         }
+    }
+
+    /// Runs it under the servers' account, as a server runs its archive_command: files that it makes belong
+    /// to that account, and so does its home.
+    pub fn as_server_account(mut self) -> Self {
+        let account = Account::for_servers();
+        account.own(self.home.path());
+        self.binary = reachable(&self.binary);
+        self.account = Some(account);
+        self
     }
 
     /// Adds an argument.
@@ -128,6 +173,13 @@ impl Pgmahout {
             .env("TZ", "UTC")
             .envs(&self.environment)
             .current_dir(self.directory.as_deref().unwrap_or_else(|| self.home.path()));
+        if let Some(account) = self.account.filter(|account| account.is_another()) {
+            // The standard library drops the supplementary groups when it changes the user as root.
+            command
+                .uid(account.uid)
+                .gid(account.gid)
+                .env("USER", &account.name);
+        }
         command
     }
 

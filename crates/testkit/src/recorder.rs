@@ -75,7 +75,7 @@ impl Recorder {
     /// Waits until `more` further commits were acknowledged.
     pub async fn wait_for(&self, more: usize) {
         let goal = self.count() + more;
-        crate::poll::until(std::time::Duration::from_secs(60), "further commits", async || {
+        crate::poll::until(std::time::Duration::from_mins(1), "further commits", async || {
             self.count() >= goal
         })
         .await;
@@ -145,7 +145,10 @@ async fn one(client: &Client, query: &str) -> Option<String> {
 /// The rows of `recorded` that a server has.
 pub async fn rows(server: &Postgres, database: &str) -> BTreeSet<u64> {
     let text = server
-        .query_text(database, "SELECT coalesce(string_agg(id::text, ' '), '') FROM recorded")
+        .query_text(
+            database,
+            "SELECT coalesce(string_agg(id::text, ' '), '') FROM recorded",
+        )
         .await;
     text.split_whitespace()
         .map(|id| id.parse().expect("ids are numbers"))
