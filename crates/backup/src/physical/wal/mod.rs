@@ -17,9 +17,12 @@ pub mod error;
 pub mod file;
 pub mod inventory;
 mod object;
+mod place;
+pub mod push;
 
 pub use archive::{PutOutcome, WalArchive};
 pub use error::WalError;
 pub use file::WalFile;
 pub use inventory::WalInventory;
 pub use object::ArchivedFile;
+pub use place::Destination;
