@@ -58,14 +58,17 @@ pub(super) struct StoredAt {
     pub(super) base: Option<(PackedFrame, PageMap)>,
 }
 
-/// The backups that a backup of this cluster can be compared with, the newest first.
+/// The backups that a backup of this cluster can be compared with, the newest first. What was found damaged is not
+/// built on.
 pub(super) fn usable<'a>(
     head: &'a Head,
     control: &'a ControlFile,
     major: u32,
 ) -> impl Iterator<Item = &'a BackupEntry> {
     head.backups.iter().rev().filter(move |entry| {
-        entry.system_identifier == control.system_identifier && entry.server_version.major() == major
+        entry.system_identifier == control.system_identifier
+            && entry.server_version.major() == major
+            && entry.verified.as_ref().is_none_or(|verified| verified.passed)
     })
 }
 

@@ -4,6 +4,7 @@ mod annotate;
 mod create;
 mod list;
 mod show;
+mod verify;
 
 use crate::ExitStatus;
 use crate::context::Context;
@@ -16,6 +17,7 @@ pub(crate) enum Command {
     List(list::Args),
     Show(show::Args),
     Annotate(annotate::Args),
+    Verify(verify::Args),
 }
 
 pub(crate) async fn run(command: Command, context: &Context) -> Result<ExitStatus, Failure> {
@@ -23,6 +25,7 @@ pub(crate) async fn run(command: Command, context: &Context) -> Result<ExitStatu
         Command::Create(args) => Box::pin(create::run(*args, context)).await,
         Command::List(args) => Box::pin(list::run(args, context)).await,
         Command::Show(args) => Box::pin(show::run(args, context)).await,
+        Command::Verify(args) => Box::pin(verify::run(args, context)).await,
         Command::Annotate(args) => Box::pin(annotate::run(args, context)).await,
     }
 }

@@ -1,0 +1,4 @@
+//! Physical backups of real servers.
+
+mod basics;
+mod support;
