@@ -292,12 +292,75 @@ impl ThrowawayHouse {
         let mut server = ThrowawayServer {
             log: self.root.join(format!("{name}.log")),
             program: self.options.bin_dir.join("postgres"),
+            arguments: Vec::new(),
             account: self.account,
             socket_directory,
             data_directory,
             child: None,
         };
         server.start().await?;
+        Ok(server)
+    }
+
+    /// Makes a directory in this one, private to the servers' user: for a server whose data directory is made in
+    /// another way. Named like a server it is looked after by the watcher.
+    ///
+    /// # Errors
+    ///
+    /// When it cannot be made or handed over.
+    pub fn directory(&self, name: &str) -> Result<PathBuf, ThrowawayError> {
+        let path = self.root.join(name);
+        private_directory(&path, self.account)?;
+        Ok(path)
+    }
+
+    /// Writes a file in this directory that the servers can read.
+    ///
+    /// # Errors
+    ///
+    /// When it cannot be written or handed over.
+    pub fn write_file(&self, name: &str, content: &str) -> Result<PathBuf, ThrowawayError> {
+        let path = self.root.join(name);
+        fs::write(&path, content).map_err(|source| ThrowawayError::Directory {
+            path: path.clone(),
+            source,
+        })?;
+        self.hand_over(&path)?;
+        Ok(path)
+    }
+
+    /// Starts a server on a data directory that is there, with these settings on its command line, and does not
+    /// wait for it: it may have to recover first. It is private as the others are; the data directory is made by
+    /// [`ThrowawayHouse::directory`].
+    ///
+    /// # Errors
+    ///
+    /// When the program cannot be started.
+    pub fn launch(&self, name: &str, settings: &[(&str, String)]) -> Result<ThrowawayServer, ThrowawayError> {
+        let socket_directory = self.root.join(format!("{name}-socket"));
+        if !socket_directory.exists() {
+            private_directory(&socket_directory, self.account)?;
+        }
+        let own = [
+            ("listen_addresses", String::new()),
+            ("unix_socket_directories", socket_directory.display().to_string()),
+            ("port", PORT.to_string()),
+        ];
+        let arguments = own
+            .iter()
+            .chain(settings)
+            .flat_map(|(key, value)| ["-c".into(), format!("{key}={value}").into()])
+            .collect();
+        let mut server = ThrowawayServer {
+            log: self.root.join(format!("{name}.log")),
+            program: self.options.bin_dir.join("postgres"),
+            arguments,
+            account: self.account,
+            socket_directory,
+            data_directory: self.root.join(name),
+            child: None,
+        };
+        server.spawn()?;
         Ok(server)
     }
 
@@ -358,6 +421,7 @@ pub struct ThrowawayServer {
     socket_directory: PathBuf,
     log: PathBuf,
     program: PathBuf,
+    arguments: Vec<OsString>,
     account: Option<Account>,
     child: Option<Child>,
 }
@@ -399,12 +463,8 @@ impl ThrowawayServer {
         ConnectionParameters::resolve(&options, &Environment::default()).map_err(ThrowawayError::Parameters)
     }
 
-    /// Starts the server again after [`Self::stop`].
-    ///
-    /// # Errors
-    ///
-    /// When it does not accept connections in time.
-    pub async fn start(&mut self) -> Result<(), ThrowawayError> {
+    /// Starts the program.
+    fn spawn(&mut self) -> Result<(), ThrowawayError> {
         let open = || -> io::Result<(fs::File, fs::File)> {
             let file = fs::OpenOptions::new().create(true).append(true).open(&self.log)?;
             Ok((file.try_clone()?, file))
@@ -416,6 +476,7 @@ impl ThrowawayServer {
         let child = command_as(&self.program, self.account)
             .arg("-D")
             .arg(&self.data_directory)
+            .args(&self.arguments)
             .current_dir(&self.data_directory)
             .stdin(Stdio::null())
             .stdout(stdout)
@@ -428,6 +489,26 @@ impl ThrowawayServer {
                 source,
             })?;
         self.child = Some(child);
+        Ok(())
+    }
+
+    /// Whether the server's process runs.
+    pub fn is_running(&mut self) -> bool {
+        matches!(self.child.as_mut().map(Child::try_wait), Some(Ok(None)))
+    }
+
+    /// The end of its log: twelve lines.
+    pub fn log_tail(&self) -> String {
+        last_lines(&fs::read_to_string(&self.log).unwrap_or_default())
+    }
+
+    /// Starts the server again after [`Self::stop`].
+    ///
+    /// # Errors
+    ///
+    /// When it does not accept connections in time.
+    pub async fn start(&mut self) -> Result<(), ThrowawayError> {
+        self.spawn()?;
         let deadline = Instant::now() + PATIENCE;
         let parameters = self.parameters("postgres")?;
         loop {

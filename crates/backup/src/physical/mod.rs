@@ -5,6 +5,8 @@
 //! and what a page that fails its checksum means while the server is writing.
 
 pub mod create;
+pub mod expire;
+pub mod drill;
 pub mod files;
 pub mod page;
 pub mod restore;

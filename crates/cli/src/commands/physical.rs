@@ -1,16 +1,18 @@
 //! What the commands about physical backups share: which repositories, which stanza in them, and where the
 //! local server's files are.
 
+use std::ffi::OsString;
 use std::path::{Path, PathBuf};
 
 use clap::Args as ClapArgs;
+use pgmahout_backup::physical::restore::restore_command;
 use pgmahout_backup::physical::stanza::{PhysicalRepository, RepositoryMemory, StanzaName};
 use pgmahout_config::Settings;
 use pgmahout_config::secret::SecretReference;
 use pgmahout_config::settings;
 use pgmahout_postgres::connection::Connection;
 use pgmahout_procedure::StateDirectory;
-use pgmahout_store::repository::{EncryptionSettings, Repository, RepositorySettings};
+use pgmahout_store::repository::{EncryptionSettings, Location, Repository, RepositorySettings};
 use pgmahout_types::diagnostic::Outcome;
 
 use super::dump::place;
@@ -277,6 +279,40 @@ pub(crate) async fn open(
     let store = chosen.open_store().await?;
     let repository = PhysicalRepository::open(store, stanza.clone(), memory).await?;
     Ok(Opened { repository, chosen })
+}
+
+/// The `restore_command` that fetches from this repository: this very program, with the same configuration, from
+/// any directory.
+pub(crate) fn fetch_command(
+    args: &RepositoryArgs,
+    opened: &Opened,
+    context: &Context,
+) -> Result<String, Failure> {
+    let program = std::env::current_exe()
+        .map_err(|error| Failure::caused_by("cannot find the path of this program", error))?;
+    let absolute = |path: &Path| std::path::absolute(path).unwrap_or_else(|_| path.to_owned());
+    let mut words: Vec<OsString> = Vec::new();
+    if let Some(file) = &context.settings()?.file {
+        words.push("--config".into());
+        words.push(absolute(file).into());
+    }
+    words.extend(["wal", "fetch"].map(OsString::from));
+    let place = match (&opened.chosen.configured, opened.chosen.store.location()) {
+        (Some(configured), _) => configured.name.clone(),
+        (None, Location::Directory(path)) => absolute(&path).display().to_string(),
+        (None, other) => other.to_string(),
+    };
+    words.push(format!("--repo={place}").into());
+    words.push(format!("--stanza={}", opened.repository.stanza()).into());
+    if let Some(passphrase) = &args.passphrase {
+        words.push(format!("--passphrase={passphrase}").into());
+    }
+    for (flag, path) in [("--passphrase-file", &args.passphrase_file), ("--key-file", &args.key_file)] {
+        if let Some(path) = path {
+            words.push(format!("{flag}={}", absolute(path).display()).into());
+        }
+    }
+    Ok(restore_command(&program, &words)?)
 }
 
 /// A repository's name, or its location where it has none.

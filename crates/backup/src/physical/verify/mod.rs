@@ -101,7 +101,7 @@ pub struct BackupVerdict {
 /// What a verification found.
 #[derive(Debug, Clone)]
 pub struct VerifyReport {
-    /// Each backup that was asked for, the oldest first.
+    /// Each backup that was asked for or is damaged, the oldest first.
     pub backups: Vec<BackupVerdict>,
     /// How many objects were read.
     pub objects: u64,
@@ -180,7 +180,12 @@ async fn run(
     let head = repository.head().await?;
     let labels = chosen(repository, &head, &request.labels)?;
     let mut damages = Damages::default();
-    let mut inventory = objects::take(repository, &head, &labels, &mut damages, cancellation).await?;
+    // All manifests, whatever is asked for: what is damaged may be part of others too.
+    let all: Vec<Label> = head.labels().collect();
+    let mut inventory = objects::take(repository, &head, &all, &mut damages, cancellation).await?;
+    if !request.labels.is_empty() {
+        inventory.narrow(&labels);
+    }
     if request.labels.is_empty() {
         objects::add_archive(repository, &mut inventory, cancellation).await?;
         small::check(
@@ -267,8 +272,9 @@ async fn run(
     }
     finish_progress(progress.as_ref(), &tally);
 
-    let backups = verdicts(&inventory, &labels, memory, &damages);
+    let mut backups = verdicts(&inventory, &all, memory, &damages);
     record(repository, &head, &backups, started.elapsed(), &damages).await?;
+    backups.retain(|backup| !backup.sound || labels.contains(&backup.label));
     Ok(VerifyReport {
         backups,
         objects: tally.objects,

@@ -110,6 +110,15 @@ impl Inventory {
         self.dependents.iter().filter_map(needs).collect()
     }
 
+    /// Leaves only what these backups need to be read. Who else needs it stays known.
+    pub(super) fn narrow(&mut self, labels: &[Label]) {
+        let Self { items, dependents, .. } = self;
+        items.retain(|item| {
+            let needing = dependents.get(&item.name);
+            needing.is_some_and(|needing| labels.iter().any(|label| needing.contains(label)))
+        });
+    }
+
     fn add(&mut self, name: ObjectName, size: u64, label: Label) {
         let labels = self.dependents.entry(name).or_default();
         if labels.is_empty() {

@@ -2,6 +2,7 @@
 
 mod annotate;
 mod create;
+mod drill;
 mod list;
 mod show;
 mod verify;
@@ -18,6 +19,7 @@ pub(crate) enum Command {
     Show(show::Args),
     Annotate(annotate::Args),
     Verify(verify::Args),
+    Drill(Box<drill::Args>),
 }
 
 pub(crate) async fn run(command: Command, context: &Context) -> Result<ExitStatus, Failure> {
@@ -26,6 +28,7 @@ pub(crate) async fn run(command: Command, context: &Context) -> Result<ExitStatu
         Command::List(args) => Box::pin(list::run(args, context)).await,
         Command::Show(args) => Box::pin(show::run(args, context)).await,
         Command::Verify(args) => Box::pin(verify::run(args, context)).await,
+        Command::Drill(args) => Box::pin(drill::run(*args, context)).await,
         Command::Annotate(args) => Box::pin(annotate::run(args, context)).await,
     }
 }
