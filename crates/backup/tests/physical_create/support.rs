@@ -16,6 +16,7 @@ use pgmahout_procedure::report::{Recording, Reporter};
 use pgmahout_store::framed::FramedOpener;
 use pgmahout_store::repository::{Location, Repository, RepositorySettings};
 use pgmahout_testkit::account::Account;
+use pgmahout_testkit::poll;
 use pgmahout_testkit::postgres::{Major, Postgres, PostgresBuilder};
 use pgmahout_types::repository::manifest::{Content, Entry, MapRef, PackKind};
 use pgmahout_types::repository::page_map::StoredMap;
@@ -25,6 +26,12 @@ use pgmahout_types::{ControlFile, WalFileName};
 use tempfile::TempDir;
 use tokio::task::JoinHandle;
 use tokio_util::sync::CancellationToken;
+
+/// How long anything may take.
+pub(crate) const PATIENCE: Duration = Duration::from_mins(1);
+
+/// Bytes a second of a slow backup: some seconds for an empty cluster.
+const SLOW: u64 = 8 << 20;
 
 /// Everything that a test of backups needs.
 pub(crate) struct Bench {
@@ -94,6 +101,49 @@ impl Bench {
         create::create(request, &self.repository, &reporter, &self.cancellation).await
     }
 
+    /// A backup in the background, slow enough that something can happen meanwhile: it has begun to read.
+    pub(crate) async fn slow_backup(&self) -> JoinHandle<Result<Created, CreateError>> {
+        let request = CreateRequest {
+            rate_limit: Some(SLOW),
+            ..self.request()
+        };
+        self.slow_backup_of(request).await
+    }
+
+    pub(crate) async fn slow_backup_of(
+        &self,
+        request: CreateRequest,
+    ) -> JoinHandle<Result<Created, CreateError>> {
+        let before = self.recording.tasks().len();
+        let reporter: Arc<dyn Reporter> = Arc::new(self.recording.clone());
+        let (repository, cancellation) = (self.repository.clone(), self.cancellation.clone());
+        let running =
+            tokio::spawn(
+                async move { create::create(&request, &repository, &reporter, &cancellation).await },
+            );
+        poll::until(PATIENCE, "the backup reads files", async || {
+            assert!(!running.is_finished(), "the backup has ended already");
+            self.recording
+                .tasks()
+                .get(before)
+                .is_some_and(|task| task.position > 0)
+        })
+        .await;
+        running
+    }
+
+    /// How many sessions of backups the server has.
+    pub(crate) async fn sessions(&self) -> String {
+        let query = "SELECT count(*) FROM pg_stat_activity WHERE application_name LIKE 'pgmahout%backup%'";
+        self.server.query_text("postgres", query).await
+    }
+
+    /// The same after a cancellation.
+    pub(crate) fn uncancelled(mut self) -> Self {
+        self.cancellation = CancellationToken::new();
+        self
+    }
+
     /// Nothing more reaches the repository from now on.
     pub(crate) fn stop_pushing(&self) {
         self.pusher.abort();
@@ -139,6 +189,11 @@ impl Bench {
 
     /// A server of the backup, recovered to the end of the archive.
     pub(crate) async fn restored(&self, label: Label) -> Postgres {
+        self.restored_to(label, "").await
+    }
+
+    /// A server of the backup, recovered to a target.
+    pub(crate) async fn restored_to(&self, label: Label, target: &str) -> Postgres {
         let other = Postgres::builder(self.server.major()).prepare();
         std::fs::remove_dir_all(other.data_dir()).expect("it is ours");
         self.materialise(label, other.data_dir()).await;
@@ -152,9 +207,17 @@ impl Bench {
             "restore_command = 'cp {}/%f %p'",
             self.archive.path().display()
         ));
+        if !target.is_empty() {
+            other.append_conf(&format!("recovery_target = '{target}'"));
+            other.append_conf("recovery_target_action = promote");
+        }
         std::fs::write(other.data_dir().join("recovery.signal"), "").expect("it is ours");
         own_all(other.data_dir());
         other.start_again().await;
+        poll::until(PATIENCE, "the end of recovery", async || {
+            other.query_text("postgres", "SELECT pg_is_in_recovery()").await == "f"
+        })
+        .await;
         other
     }
 
@@ -204,16 +267,19 @@ pub(crate) fn chain(error: &CreateError) -> String {
     text
 }
 
-pub(crate) fn request(server: &Postgres) -> CreateRequest {
+pub(crate) fn connection(dsn: &str) -> ConnectionParameters {
     let options = ConnectionOptions {
-        dsn: Some(server.dsn("postgres")),
+        dsn: Some(dsn.to_owned()),
         ..ConnectionOptions::default()
     };
-    let connection = ConnectionParameters::resolve(&options, &Environment::default()).expect("a DSN");
+    ConnectionParameters::resolve(&options, &Environment::default()).expect("a DSN")
+}
+
+pub(crate) fn request(server: &Postgres) -> CreateRequest {
     CreateRequest {
         jobs: 2,
         wal_timeout: Duration::from_secs(60),
-        ..CreateRequest::new(connection)
+        ..CreateRequest::new(connection(&server.dsn("postgres")))
     }
 }
 
