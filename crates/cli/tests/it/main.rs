@@ -27,5 +27,6 @@ mod help;
 mod procedure;
 mod questions;
 mod report;
+mod restore;
 mod role;
 mod verify;
