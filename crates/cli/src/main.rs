@@ -59,24 +59,30 @@ impl ExitStatus {
 
 fn main() -> ExitCode {
     install_panic_message();
-    let matches = match Cli::command().try_get_matches() {
-        Ok(matches) => matches,
-        Err(error) => return clap_exit(&error),
-    };
-    let cli = match Cli::from_arg_matches(&matches) {
+    let arguments: Vec<std::ffi::OsString> = std::env::args_os().collect();
+    match commands::wal::recovery_served_by(&arguments) {
+        // PostgreSQL draws its own conclusions from the status of a restore_command.
+        Some(recovery) => ExitCode::from(commands::wal::status_for_recovery(recovery, execute)),
+        None => ExitCode::from(execute().map_or_else(Outcome::exit_code, |status| status.0)),
+    }
+}
+
+/// Does what the command line says. What failed has been said when this returns.
+fn execute() -> Result<ExitStatus, Outcome> {
+    let parsed = Cli::command()
+        .try_get_matches()
+        .and_then(|matches| Cli::from_arg_matches(&matches));
+    let cli = match parsed {
         Ok(cli) => cli,
         Err(error) => return clap_exit(&error),
     };
     start_log(&cli.global);
     let context = Context::new(cli.global);
     let result = run(cli.command, &context).and_then(|status| context.printer.lost().map_or(Ok(status), Err));
-    match result {
-        Ok(status) => ExitCode::from(status.0),
-        Err(failure) => {
-            context.printer.failure(&failure);
-            ExitCode::from(failure.outcome().exit_code())
-        }
-    }
+    result.map_err(|failure| {
+        context.printer.failure(&failure);
+        failure.outcome()
+    })
 }
 
 fn run(command: Command, context: &Context) -> Result<ExitStatus, Failure> {
@@ -95,14 +101,14 @@ fn run(command: Command, context: &Context) -> Result<ExitStatus, Failure> {
 }
 
 /// Help and version go to stdout with status 0; usage errors to stderr with status 2.
-fn clap_exit(error: &clap::Error) -> ExitCode {
+fn clap_exit(error: &clap::Error) -> Result<ExitStatus, Outcome> {
     // A closed pipe is not an error.
     let _ = error.print();
-    ExitCode::from(if error.use_stderr() {
-        Outcome::Usage.exit_code()
+    if error.use_stderr() {
+        Err(Outcome::Usage)
     } else {
-        0
-    })
+        Ok(ExitStatus::SUCCESS)
+    }
 }
 
 /// No panic reaches a user as a bare backtrace: it is our bug, and the message says so.

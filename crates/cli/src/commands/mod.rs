@@ -14,6 +14,7 @@ mod report;
 mod restore;
 mod role;
 mod verify;
+pub(crate) mod wal;
 
 use clap::Subcommand;
 
@@ -37,6 +38,8 @@ pub(crate) enum Command {
     Backup(backup::Command),
     Restore(Box<restore::Args>),
     #[command(subcommand)]
+    Wal(wal::Command),
+    #[command(subcommand)]
     Role(role::Command),
     #[command(subcommand)]
     Config(config::Command),
@@ -58,6 +61,7 @@ impl Command {
             Self::Repo(command) => Box::pin(repo::run(command, context)).await,
             Self::Backup(command) => Box::pin(backup::run(command, context)).await,
             Self::Restore(args) => Box::pin(restore::run(*args, context)).await,
+            Self::Wal(command) => Box::pin(wal::run(command, context)).await,
             Self::Role(command) => role::run(command, context).await,
             Self::Config(command) => config::run(command, context).await,
             Self::Procedure(command) => procedure::run(command, context).await,

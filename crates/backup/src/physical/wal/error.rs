@@ -150,7 +150,7 @@ pub enum WalError {
         configured: usize,
     },
     /// A repository did not answer in the time that there is.
-    #[error("repository {repository} did not take {name} within {seconds} s")]
+    #[error("repository {repository} did not answer for {name} within {seconds} s")]
     Slow {
         /// The repository.
         repository: String,

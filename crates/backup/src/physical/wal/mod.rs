@@ -3,6 +3,8 @@
 //! * [`WalArchive`]: the archive of one stanza in one repository: has, get, put, list;
 //! * [`file`]: what a file of the server must be before it is archived;
 //! * [`inventory`]: ranges, gaps and branches of what is there;
+//! * [`push`]: from pg_wal into the repositories; [`fetch`]: back to the server;
+//! * [`verify`]: everything read back;
 //! * [`error`]: what can go wrong.
 //!
 //! What is archived is never replaced. The same content again is success, other content under the same name is an
@@ -14,11 +16,13 @@
 
 mod archive;
 pub mod error;
+pub mod fetch;
 pub mod file;
 pub mod inventory;
 mod object;
 mod place;
 pub mod push;
+pub mod verify;
 
 pub use archive::{PutOutcome, WalArchive};
 pub use error::WalError;
