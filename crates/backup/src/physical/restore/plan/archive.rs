@@ -159,10 +159,10 @@ impl Archive {
                 let end = Lsn::new(number.saturating_mul(self.size.bytes())).max(start);
                 return Reach {
                     end,
-                    segments,
                     missing: name,
                     behind_gap: self.behind(path, number),
-                    impostor: self.impostor(path, number),
+                    impostor: self.impostor(path, number, segments.last().map(|last| last.timeline())),
+                    segments,
                     archived,
                     archived_before_last,
                 };
@@ -201,11 +201,14 @@ impl Archive {
             .min_by_key(|name| name.number(self.size).unwrap_or(u64::MAX))
     }
 
-    fn impostor(&self, path: &[Stretch], number: u64) -> Option<SegmentName> {
+    /// The server never goes back to a timeline that is older than the one of the file it has read last: only
+    /// the first segment of a timeline can have an impostor.
+    fn impostor(&self, path: &[Stretch], number: u64, read_last: Option<TimelineId>) -> Option<SegmentName> {
         let wanted = self.timeline_of(path, number);
         path.iter()
             .rev()
             .filter(|stretch| stretch.timeline < wanted)
+            .filter(|stretch| read_last.is_none_or(|last| stretch.timeline >= last))
             .filter_map(|stretch| SegmentName::new(stretch.timeline, number, self.size))
             .find(|name| self.has(*name))
     }
