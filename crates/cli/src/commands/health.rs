@@ -1,5 +1,6 @@
 //! `pgmahout health`.
 
+mod backups;
 mod dumps;
 mod settings;
 mod text;

@@ -79,7 +79,7 @@ async fn look(place: &Place, storage: &str, off_site: bool) -> Result<Vec<Backup
 }
 
 /// Whether an endpoint is this machine, which is no other site.
-fn is_this_host(endpoint: &str) -> bool {
+pub(super) fn is_this_host(endpoint: &str) -> bool {
     ["://localhost", "://127.", "://[::1]"]
         .iter()
         .any(|local| endpoint.contains(local))

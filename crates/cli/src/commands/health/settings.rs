@@ -13,7 +13,7 @@ use pgmahout_doctor::health::{Expectations, Limits, Role, Unit};
 use pgmahout_types::diagnostic::Outcome;
 
 use super::CheckArgs;
-use super::dumps::Dumps;
+use super::backups::Everything;
 use crate::context::Context;
 use crate::failure::Failure;
 
@@ -120,7 +120,7 @@ fn probe(written: &WrittenProbe) -> Probe {
 
 /// What is read beside the server.
 pub(super) fn sources(context: &Context) -> Result<Sources, Failure> {
-    let backups = Dumps::of(context.settings()?).map(|dumps| Arc::new(dumps) as Arc<dyn Backups>);
+    let backups = Everything::of(context.settings()?).map(|all| Arc::new(all) as Arc<dyn Backups>);
     Ok(Sources {
         backups,
         ..Sources::default()

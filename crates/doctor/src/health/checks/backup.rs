@@ -109,7 +109,7 @@ async fn age(context: &Context) -> Result<Verdict, Failure> {
         .filter(|backup| backup.good)
         .max_by(|left, right| left.finished.total_cmp(&right.finished));
     let bad = all.iter().filter(|backup| !backup.good).count();
-    let hint = "take one now: pgmahout dump create DATABASE; and see why the scheduled one did not: pgmahout dump list";
+    let hint = "take one now: pgmahout backup create, or pgmahout dump create DATABASE; and see why the scheduled one did not";
     let Some(newest) = newest else {
         let mut finding = Finding::crit(if bad == 0 {
             "the repository has no backup".to_owned()
@@ -162,7 +162,7 @@ async fn wal_gap(context: &Context) -> Result<Verdict, Failure> {
         Some(Some(segment)) => Finding::crit(format!(
             "the archive lacks {segment}: no restore can go past it, whatever comes after"
         ))
-        .hint("take a new complete backup: only that ends the gap")
+        .hint("take a new backup: only that ends the gap: pgmahout backup create")
         .into(),
     })
 }
@@ -174,7 +174,7 @@ async fn restore_test(context: &Context) -> Result<Verdict, Failure> {
     };
     let all = list(context, backups).await?;
     let limit = context.limit("backup.restore_test");
-    let hint = "restore one beside the live data and compare: pgmahout dump verify --restore";
+    let hint = "restore one to see whether it can be: pgmahout backup drill, or pgmahout dump verify FILE";
     let newest = all
         .iter()
         .filter_map(|backup| Some((backup.restored?, backup)))
