@@ -245,7 +245,7 @@ impl PhysicalRepository {
 }
 
 /// Random bytes.
-fn random<const LENGTH: usize>() -> Result<[u8; LENGTH], StanzaError> {
+pub(crate) fn random<const LENGTH: usize>() -> Result<[u8; LENGTH], StanzaError> {
     let mut bytes = [0; LENGTH];
     aws_lc_rs::rand::fill(&mut bytes).map_err(|_| StanzaError::NoRandomness)?;
     Ok(bytes)

@@ -1,0 +1,428 @@
+//! Carrying out a plan: removing backups from the head, and collecting what is unused.
+
+use std::collections::{BTreeMap, BTreeSet};
+
+use futures::{StreamExt, stream};
+use jiff::Timestamp;
+use pgmahout_store::StoreError;
+use pgmahout_store::framed;
+use pgmahout_store::repository::{CreateOutcome, ObjectEntry};
+use pgmahout_types::WalFileName;
+use pgmahout_types::repository::head::HeadError;
+use pgmahout_types::repository::{
+    BackupEntry, CondemnedId, CondemnedObjects, Head, Label, PackId,
+};
+use serde::Serialize;
+use tokio_util::sync::CancellationToken;
+
+use super::policy::{Policy, WantedWal, decide};
+use super::survey::{Survey, is_in};
+use super::{ExpireError, Plan, labels};
+use crate::physical::stanza::protocol::{self, References};
+use crate::physical::stanza::{
+    LeaseGuard, LeaseKind, LeaseScope, PhysicalRepository, StanzaError, StanzaObject, kind, random,
+};
+
+/// How often garbage is looked for anew because a backup was published meanwhile.
+const ATTEMPTS: u32 = 5;
+
+/// How many objects are deleted at the same time.
+const AT_ONCE: usize = 8;
+
+/// Where a head notes from which segment on the WAL of a timeline is without gaps: what is missing before it was
+/// removed on purpose.
+pub(crate) const WINDOW_KEY: &str = "wal_window";
+
+/// What was removed.
+#[derive(Debug, Clone, Default, PartialEq, Eq, Serialize)]
+pub struct Collected {
+    /// The backups that are listed no more.
+    pub removed: Vec<Label>,
+    /// How many objects were deleted.
+    pub objects: u64,
+    /// How many bytes those were.
+    pub bytes: u64,
+    /// How many of them were WAL segments.
+    pub wal_segments: u64,
+    /// What could not be deleted. It is tried again by the next run.
+    pub left: Vec<Leftover>,
+    /// Removed backups whose objects stay for now, because somebody reads them.
+    pub being_read: Vec<Label>,
+}
+
+/// An object that could not be deleted.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize)]
+pub struct Leftover {
+    /// Its name in the repository.
+    pub object: String,
+    /// What the storage said.
+    pub why: String,
+}
+
+/// Carries out a plan. It may be interrupted at any point: the next run goes on.
+///
+/// # Errors
+///
+/// [`StanzaError::Stale`] when the head has changed so that the plan does not hold: nothing was removed.
+/// [`ExpireError::Busy`], [`ExpireError::Interrupted`], what the storage says.
+pub async fn carry_out(
+    repository: &PhysicalRepository,
+    plan: &Plan,
+    cancellation: &CancellationToken,
+) -> Result<Collected, ExpireError> {
+    let guard = repository.lease(LeaseKind::Expire, LeaseScope::none()).await?;
+    let collection = Collection {
+        repository,
+        guard: &guard,
+        cancellation,
+    };
+    let collected = collection.run(plan).await;
+    if let Err(error) = guard.finish().await {
+        tracing::debug!(%error, "the lease of the collection runs out by itself");
+    }
+    collected
+}
+
+struct Collection<'a> {
+    repository: &'a PhysicalRepository,
+    guard: &'a LeaseGuard,
+    cancellation: &'a CancellationToken,
+}
+
+/// What is to be condemned.
+struct Garbage {
+    list: CondemnedObjects,
+    examined: BTreeSet<Label>,
+    floors: BTreeMap<pgmahout_types::TimelineId, pgmahout_types::SegmentName>,
+    window: BTreeMap<pgmahout_types::TimelineId, pgmahout_types::SegmentName>,
+    being_read: Vec<Label>,
+}
+
+impl Collection<'_> {
+    async fn run(&self, plan: &Plan) -> Result<Collected, ExpireError> {
+        let mut collected = Collected::default();
+        let (going, keep) = (plan.retained.removed(), plan.retained.kept());
+        let (removed, forgotten) = self
+            .repository
+            .swap(|head| {
+                let forgotten = head.forget_deleted(Timestamp::now());
+                let removed = protocol::remove(head, &going, &keep).map_err(StanzaError::from)?;
+                Ok::<_, StanzaError>((removed, forgotten))
+            })
+            .await?;
+        collected.removed = removed.iter().map(|entry| entry.label).collect();
+        for list in forgotten {
+            let name = self.repository.names().condemned(list);
+            self.repository.repository().delete(&name).await?;
+        }
+        let survey = self.condemn(&plan.policy, plan, &removed, &mut collected).await?;
+        self.delete_condemned(&mut collected).await?;
+        self.repository.prune_heads(survey.now).await?;
+        self.repository.sweep_leases(&survey.leases, survey.now).await?;
+        Ok(collected)
+    }
+
+    fn interrupted(&self) -> Result<(), ExpireError> {
+        if self.cancellation.is_cancelled() {
+            return Err(ExpireError::Interrupted);
+        }
+        Ok(())
+    }
+
+    /// Finds what is unused and puts it on the head.
+    async fn condemn(
+        &self,
+        policy: &Policy,
+        plan: &Plan,
+        removed: &[BackupEntry],
+        collected: &mut Collected,
+    ) -> Result<Survey, ExpireError> {
+        for _ in 0..ATTEMPTS {
+            self.interrupted()?;
+            let survey = Survey::under(self.repository, self.guard, self.cancellation).await?;
+            let Some(garbage) = self.look_for_garbage(&survey, policy, plan, removed).await? else {
+                return Ok(survey);
+            };
+            collected.being_read.clone_from(&garbage.being_read);
+            if garbage.list.is_empty() {
+                return Ok(survey);
+            }
+            let id = garbage.list.id;
+            self.write_list(&garbage.list).await?;
+            let window = serde_json::to_value(&garbage.window).unwrap_or_default();
+            let swapped = self
+                .repository
+                .swap(|head| {
+                    head.condemn(id, &garbage.examined, &garbage.floors, Timestamp::now())
+                        .map_err(Condemning::Head)?;
+                    head.other.insert(WINDOW_KEY.to_owned(), window.clone());
+                    Ok::<_, Condemning>(())
+                })
+                .await;
+            match swapped {
+                Ok(()) => return Ok(survey),
+                Err(Condemning::Head(HeadError::Unexamined { .. } | HeadError::WalNeeded { .. })) => {
+                    // A backup was published since we looked. The list is of no use any more.
+                    let name = self.repository.names().condemned(id);
+                    self.repository.repository().delete(&name).await?;
+                }
+                Err(Condemning::Head(error)) => return Err(StanzaError::from(error).into()),
+                Err(Condemning::Stanza(error)) => return Err(error.into()),
+            }
+        }
+        Err(ExpireError::Busy { attempts: ATTEMPTS })
+    }
+
+    async fn write_list(&self, list: &CondemnedObjects) -> Result<(), ExpireError> {
+        let name = self.repository.names().condemned(list.id);
+        let bytes = framed::seal_bytes(
+            &self.repository.cipher(),
+            kind::CONDEMNED,
+            &name,
+            framed::FrameCodec::Zstd(1),
+            &list.encode(),
+        )
+        .map_err(|source| StanzaError::Framed {
+            repository: self.repository.description(),
+            object: name.clone(),
+            source,
+        })?;
+        match self.repository.repository().create_once(&name, bytes).await? {
+            CreateOutcome::Created => Ok(()),
+            CreateOutcome::AlreadyThere => Err(StanzaError::NoRandomness.into()),
+        }
+    }
+
+    /// What nobody references. `None` where no backup is left, by which it could be told.
+    async fn look_for_garbage(
+        &self,
+        survey: &Survey,
+        policy: &Policy,
+        plan: &Plan,
+        removed: &[BackupEntry],
+    ) -> Result<Option<Garbage>, ExpireError> {
+        let head = &survey.head;
+        if head.backups.is_empty() {
+            return Ok(None);
+        }
+        let listed = self.list_objects().await?;
+        let examined = labels(&head.backups);
+        let mut used = Used::default();
+        for entry in &head.backups {
+            let ends = self.repository.read_manifest_ends(entry.label, Some(entry.manifest)).await?;
+            used.add(&References::of(&ends.0, &ends.1));
+        }
+        // Backups that are listed no more, or not yet.
+        let gone: BTreeSet<Label> = labels(removed);
+        let (mut being_read, mut readers, mut freed) = (Vec::new(), Vec::new(), Used::default());
+        for label in listed.manifests.keys().filter(|label| !examined.contains(label)) {
+            self.interrupted()?;
+            let is_read = survey.is_read(*label);
+            if !is_read && !gone.contains(label) {
+                continue;
+            }
+            let ends = match self.repository.read_manifest_ends(*label, None).await {
+                Ok(ends) => ends,
+                Err(error) if error.is_not_found() => continue,
+                // A half of a manifest that an interrupted backup left, or a damaged one: its age decides.
+                Err(StanzaError::Framed { .. } | StanzaError::Format { .. }) => continue,
+                Err(error) => return Err(error.into()),
+            };
+            let references = References::of(&ends.0, &ends.1);
+            if is_read {
+                used.add(&references);
+                being_read.push(*label);
+                let digest = pgmahout_types::repository::Digest::of(&[]);
+                readers.push(BackupEntry::new(&ends.0, &ends.1, digest));
+            } else {
+                freed.add(&references);
+            }
+        }
+        let mut list = CondemnedObjects::new(CondemnedId::from_bytes(random()?), Timestamp::now());
+        let before = survey.unused_before();
+        // What a backup that was just removed used goes at once; what was never listed, by its age.
+        let unused = |id: &PackId, entry: &ObjectEntry, used: &BTreeSet<PackId>, freed: &BTreeSet<PackId>| {
+            !used.contains(id) && (entry.modified < before || freed.contains(id))
+        };
+        for (id, entry) in &listed.packs {
+            if unused(id, entry, &used.packs, &freed.packs) {
+                list.packs.insert(*id);
+            }
+        }
+        for (id, entry) in &listed.maps {
+            if unused(id, entry, &used.maps, &freed.maps) {
+                list.maps.insert(*id);
+            }
+        }
+        for (label, entry) in &listed.manifests {
+            let kept = examined.contains(label) || being_read.contains(label);
+            if !kept && (entry.modified < before || gone.contains(label)) {
+                list.manifests.insert(*label);
+            }
+        }
+        let retained = decide(&head.backups, &survey.archive, policy, plan.at, &plan.zone);
+        let kept = labels(&head.backups);
+        readers.extend(survey.leased_entries(&BTreeSet::new()).into_iter().filter(|entry| kept.contains(&entry.label)));
+        let wanted = WantedWal::new(
+            &head.backups,
+            &retained.bases,
+            &readers,
+            &survey.running(),
+            &survey.archive,
+        );
+        list.wal = wanted.unwanted(&survey.archive);
+        let mut floors = wanted.floors(&survey.archive);
+        floors.retain(|timeline, floor| head.wal_floor.get(timeline).is_none_or(|known| known < floor));
+        Ok(Some(Garbage {
+            list,
+            examined,
+            floors,
+            window: wanted.continuous(survey.archive.segment_size),
+            being_read,
+        }))
+    }
+
+    async fn list_objects(&self) -> Result<Listed, ExpireError> {
+        let mut listed = Listed::default();
+        let names = self.repository.names();
+        for class in ["pack", "map", "manifest"] {
+            let entries = self
+                .repository
+                .repository()
+                .list(&names.full(class), self.cancellation)
+                .await?;
+            for entry in entries {
+                match names.relative(&entry.name).and_then(StanzaObject::parse) {
+                    Some(StanzaObject::Pack(id)) => drop(listed.packs.insert(id, entry)),
+                    Some(StanzaObject::Map(id)) => drop(listed.maps.insert(id, entry)),
+                    Some(StanzaObject::Manifest(label)) => drop(listed.manifests.insert(label, entry)),
+                    // Not ours.
+                    _ => {}
+                }
+            }
+        }
+        Ok(listed)
+    }
+
+    /// Deletes everything that the head has condemned: also what a collection before us did not get to.
+    async fn delete_condemned(&self, collected: &mut Collected) -> Result<(), ExpireError> {
+        let head: Head = self.repository.head().await?;
+        for condemned in head.condemned.iter().filter(|list| list.deleted.is_none()) {
+            self.interrupted()?;
+            // A list that is gone was finished and forgotten by somebody else.
+            let Some(list) = self.repository.read_condemned(condemned.list).await? else {
+                continue;
+            };
+            let left = self.delete_list(&list, collected).await?;
+            if left.is_empty() {
+                let id = condemned.list;
+                self.repository
+                    .swap(|head| match head.mark_deleted(id, Timestamp::now()) {
+                        Ok(()) | Err(HeadError::NoList { .. }) => Ok(()),
+                        Err(error) => Err(StanzaError::from(error)),
+                    })
+                    .await?;
+            }
+            collected.left.extend(left);
+        }
+        Ok(())
+    }
+
+    /// Deletes what a list names. Returns what the storage refuses to delete.
+    async fn delete_list(
+        &self,
+        list: &CondemnedObjects,
+        collected: &mut Collected,
+    ) -> Result<Vec<Leftover>, ExpireError> {
+        let names = self.repository.names();
+        let manifests = list.manifests.iter().map(|label| names.manifest(*label));
+        let maps = list.maps.iter().map(|id| names.map(*id));
+        let packs = list.packs.iter().map(|id| names.pack(*id));
+        let mut objects: Vec<String> = manifests.chain(maps).chain(packs).collect();
+        let timelines: BTreeSet<_> = list.wal.iter().map(|range| range.first.timeline()).collect();
+        for timeline in timelines {
+            let entries = self
+                .repository
+                .repository()
+                .list(&names.wal_timeline(timeline), self.cancellation)
+                .await?;
+            objects.extend(entries.into_iter().map(|entry| entry.name).filter(|name| {
+                let object = names.relative(name).and_then(StanzaObject::parse);
+                let Some(StanzaObject::Wal(file)) = object else {
+                    return false;
+                };
+                // With a segment goes what is about it. Histories of timelines stay.
+                file.segment().is_some_and(|segment| is_in(segment, &list.wal))
+            }));
+        }
+        let store = self.repository.repository();
+        let mut deletions = stream::iter(objects)
+            .map(|name| async move {
+                let size = match store.head(&name).await {
+                    Ok(Some(entry)) => entry.size,
+                    Ok(None) => return (name, Ok(None)),
+                    Err(error) => return (name, Err(error)),
+                };
+                let deleted = store.delete(&name).await.map(|was_there| was_there.then_some(size));
+                (name, deleted)
+            })
+            .buffer_unordered(AT_ONCE);
+        let mut left = Vec::new();
+        while let Some((name, deleted)) = deletions.next().await {
+            match deleted {
+                Ok(Some(size)) => {
+                    collected.objects += 1;
+                    collected.bytes += size;
+                    let object = names.relative(&name).and_then(StanzaObject::parse);
+                    if matches!(object, Some(StanzaObject::Wal(WalFileName::Segment(_)))) {
+                        collected.wal_segments += 1;
+                    }
+                }
+                Ok(None) => {}
+                // An object lock, or a bucket's policy.
+                Err(StoreError::PermissionDenied { source, .. }) => left.push(Leftover {
+                    object: name,
+                    why: source.to_string(),
+                }),
+                Err(error) => return Err(error.into()),
+            }
+            self.interrupted()?;
+        }
+        left.sort_by(|one, other| one.object.cmp(&other.object));
+        Ok(left)
+    }
+}
+
+/// What there is.
+#[derive(Default)]
+struct Listed {
+    packs: BTreeMap<PackId, ObjectEntry>,
+    maps: BTreeMap<PackId, ObjectEntry>,
+    manifests: BTreeMap<Label, ObjectEntry>,
+}
+
+/// What manifests reference.
+#[derive(Default)]
+struct Used {
+    packs: BTreeSet<PackId>,
+    maps: BTreeSet<PackId>,
+}
+
+impl Used {
+    fn add(&mut self, references: &References) {
+        self.packs.extend(&references.packs);
+        self.maps.extend(&references.maps);
+    }
+}
+
+/// Why a list could not be put on the head.
+enum Condemning {
+    Head(HeadError),
+    Stanza(StanzaError),
+}
+
+impl From<StanzaError> for Condemning {
+    fn from(error: StanzaError) -> Self {
+        Self::Stanza(error)
+    }
+}
