@@ -197,7 +197,7 @@ impl Problem {
 }
 
 /// Each on a line of its own.
-fn bullets(texts: impl IntoIterator<Item = impl std::fmt::Display>) -> String {
+pub(crate) fn bullets(texts: impl IntoIterator<Item = impl std::fmt::Display>) -> String {
     texts.into_iter().fold(String::new(), |mut list, text| {
         let _ = write!(list, "\n- {text}");
         list

@@ -37,7 +37,10 @@ async fn one_changed_page_is_stored_as_one_page(#[values(Major::V15, Major::V18)
     frozen_table(&bench, 200_000).await;
     bench.backup().await;
     let before = bench.pack_bytes();
-    bench.server.sql("postgres", "UPDATE t SET n = -n WHERE n = 1000").await;
+    bench
+        .server
+        .sql("postgres", "UPDATE t SET n = -n WHERE n = 1000")
+        .await;
     let second = bench.backup().await;
     let grown = bench.pack_bytes() - before;
     assert!(grown < 120_000, "{grown} bytes for one row");
@@ -54,10 +57,15 @@ async fn one_changed_page_is_stored_as_one_page(#[values(Major::V15, Major::V18)
     let Content::Map(content) = &table.content else {
         panic!("a large table has a map of its own");
     };
-    assert!(content.base.is_some(), "what changed is kept beside the older map");
+    assert!(
+        content.base.is_some(),
+        "what changed is kept beside the older map"
+    );
     let restored = bench.restored(second.label).await;
     assert_eq!(
-        restored.query_text("postgres", "SELECT n FROM t WHERE n < 0").await,
+        restored
+            .query_text("postgres", "SELECT n FROM t WHERE n < 0")
+            .await,
         "-1000"
     );
     restored.stop(StopMode::Fast).await;
@@ -95,7 +103,9 @@ async fn every_kind_of_change_is_in_the_next_backup(#[values(Major::V15, Major::
     for statement in statements {
         server.sql("postgres", &statement).await;
     }
-    server.sql("by_wal", "CREATE TABLE here AS SELECT 42 AS answer").await;
+    server
+        .sql("by_wal", "CREATE TABLE here AS SELECT 42 AS answer")
+        .await;
     let second = bench.backup().await;
     assert_eq!(second.parent, Some(first.label));
     let manifest = bench.manifest(second.label).await;
@@ -170,7 +180,11 @@ async fn a_series_of_backups_stays_restorable_and_small() {
         last = Some(bench.backup().await);
     }
     let last = last.expect("there were rounds").label;
-    assert!(bench.pack_bytes() < full + full / 4, "{} after {full}", bench.pack_bytes());
+    assert!(
+        bench.pack_bytes() < full + full / 4,
+        "{} after {full}",
+        bench.pack_bytes()
+    );
     let restored = bench.restored(last).await;
     assert_eq!(
         restored

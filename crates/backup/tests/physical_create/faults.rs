@@ -87,10 +87,7 @@ async fn an_interrupted_backup_leaves_backup_mode_and_is_taken_up(
     })
     .await;
     bench.cancellation.cancel();
-    let error = running
-        .await
-        .expect("no panic")
-        .expect_err("it was interrupted");
+    let error = running.await.expect("no panic").expect_err("it was interrupted");
     assert!(matches!(error, CreateError::Interrupted), "{}", chain(&error));
     assert_eq!(error.outcome(), Outcome::Interrupted);
     poll::until(PATIENCE, "the session is gone", async || {
@@ -104,7 +101,11 @@ async fn an_interrupted_backup_leaves_backup_mode_and_is_taken_up(
 
     let bench = bench.uncancelled();
     let created = bench.backup().await;
-    assert!(created.resumed > 8 << 20, "{} bytes were taken over", created.resumed);
+    assert!(
+        created.resumed > 8 << 20,
+        "{} bytes were taken over",
+        created.resumed
+    );
     let restored = bench.restored(created.label).await;
     assert_eq!(
         restored
@@ -178,7 +179,10 @@ async fn archiving_that_fails_is_told_with_its_last_failure() {
     };
     let text = chain(&bench.try_backup(&request).await.expect_err("no WAL arrives"));
     assert!(text.contains("archive_command is \"false\""), "{text}");
-    assert!(text.contains("the last failure was 0000000100000000000000"), "{text}");
+    assert!(
+        text.contains("the last failure was 0000000100000000000000"),
+        "{text}"
+    );
 }
 
 #[tokio::test(flavor = "multi_thread")]

@@ -9,7 +9,11 @@ use crate::support::{Bench, chain, request};
 
 async fn refused(bench: &Bench, request: &CreateRequest) -> (String, String, Outcome) {
     let error = bench.try_backup(request).await.expect_err("it is refused");
-    assert!(matches!(error, CreateError::Preflight { .. }), "{}", chain(&error));
+    assert!(
+        matches!(error, CreateError::Preflight { .. }),
+        "{}",
+        chain(&error)
+    );
     assert_eq!(bench.objects("lease").await, Vec::<String>::new());
     (chain(&error), error.hint().expect("a hint"), error.outcome())
 }

@@ -48,7 +48,12 @@ async fn a_backup_of_a_standby_is_restorable(#[values(Major::V15, Major::V18)] m
     // A backup of the primary is compared with it.
     let next = bench.backup().await;
     assert_eq!(next.parent, Some(created.label));
-    assert!(next.new < created.new / 2, "{} of {} is new", next.new, created.new);
+    assert!(
+        next.new < created.new / 2,
+        "{} of {} is new",
+        next.new,
+        created.new
+    );
 }
 
 /// WAL of a standby arrives when the primary has filled a segment; without that, the error says so.

@@ -278,7 +278,7 @@ pub(crate) fn connection(dsn: &str) -> ConnectionParameters {
 pub(crate) fn request(server: &Postgres) -> CreateRequest {
     CreateRequest {
         jobs: 2,
-        wal_timeout: Duration::from_secs(60),
+        wal_timeout: Duration::from_mins(1),
         ..CreateRequest::new(connection(&server.dsn("postgres")))
     }
 }
@@ -325,7 +325,9 @@ pub(crate) async fn push(archive: PathBuf, repository: PhysicalRepository) {
         let entries = std::fs::read_dir(&archive).map(|entries| entries.flatten().collect::<Vec<_>>());
         for entry in entries.unwrap_or_default() {
             let file = entry.file_name().to_string_lossy().into_owned();
-            let Ok(name) = file.parse::<WalFileName>() else { continue };
+            let Ok(name) = file.parse::<WalFileName>() else {
+                continue;
+            };
             if !done.insert(file) {
                 continue;
             }
@@ -338,21 +340,20 @@ pub(crate) async fn push(archive: PathBuf, repository: PhysicalRepository) {
 }
 
 fn bytes_below(directory: &Path) -> u64 {
-    std::fs::read_dir(directory)
-        .map(|entries| {
-            entries
-                .flatten()
-                .map(|entry| {
-                    let metadata = entry.metadata().expect("it is there");
-                    if metadata.is_dir() {
-                        bytes_below(&entry.path())
-                    } else {
-                        metadata.len()
-                    }
-                })
-                .sum()
+    let Ok(entries) = std::fs::read_dir(directory) else {
+        return 0;
+    };
+    entries
+        .flatten()
+        .map(|entry| {
+            let metadata = entry.metadata().expect("it is there");
+            if metadata.is_dir() {
+                bytes_below(&entry.path())
+            } else {
+                metadata.len()
+            }
         })
-        .unwrap_or(0)
+        .sum()
 }
 
 fn own_all(directory: &Path) {
@@ -458,7 +459,8 @@ impl<'a> Reader<'a> {
                 .expect("it is there");
             assert_eq!(listed.size, object.len() as u64);
             let opener =
-                FramedOpener::from_salt(&self.repository.cipher(), kind, &name, listed.key, listed.salt).expect("keys");
+                FramedOpener::from_salt(&self.repository.cipher(), kind, &name, listed.key, listed.salt)
+                    .expect("keys");
             self.objects.insert(pack, (object, opener));
         }
         let (object, opener) = &self.objects[&pack];
@@ -470,4 +472,3 @@ impl<'a> Reader<'a> {
         content
     }
 }
-

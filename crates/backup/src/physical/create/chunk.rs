@@ -88,9 +88,8 @@ impl Chunk {
                 ..place
             };
             let continues = match (last.kind, kind) {
-                (PartKind::New(place), PartKind::New(next)) | (PartKind::Resumed(place), PartKind::Resumed(next)) => {
-                    behind(place) == next
-                }
+                (PartKind::New(place), PartKind::New(next))
+                | (PartKind::Resumed(place), PartKind::Resumed(next)) => behind(place) == next,
                 (last, next) => last == next,
             };
             if continues {
@@ -102,7 +101,13 @@ impl Chunk {
     }
 
     /// Adds the blocks to the map of the whole file, none from `end` on.
-    fn add_to(&self, builder: &mut PageMapBuilder, frames: &[PackedFrame], parent: Option<&PageMap>, end: u32) {
+    fn add_to(
+        &self,
+        builder: &mut PageMapBuilder,
+        frames: &[PackedFrame],
+        parent: Option<&PageMap>,
+        end: u32,
+    ) {
         let mut hashes = self.hashes.as_slice();
         let mut block = self.first;
         for part in &self.parts {
@@ -136,7 +141,8 @@ pub(super) fn join<'a>(
     parent: Option<&PageMap>,
     size: u64,
 ) -> Result<PageMap, PageMapError> {
-    let end = u32::try_from(size.div_ceil(u64::from(BLOCK_SIZE))).map_err(|_| PageMapError::TooLarge { size })?;
+    let end =
+        u32::try_from(size.div_ceil(u64::from(BLOCK_SIZE))).map_err(|_| PageMapError::TooLarge { size })?;
     let mut builder = PageMapBuilder::new();
     for (chunk, frames) in parts {
         if chunk.first >= end {
@@ -211,7 +217,10 @@ mod tests {
             .collect();
         assert_eq!(places, [(1, 0), (2, 10), (0, 0), (1, 3), (3, 11), (3, 12)]);
         assert_eq!(map.extents().len(), 5);
-        assert!(matches!(map.extents()[1].source, Source::Frame { offset: 24576, .. }));
+        assert!(matches!(
+            map.extents()[1].source,
+            Source::Frame { offset: 24576, .. }
+        ));
         assert!(chunk.changed);
     }
 

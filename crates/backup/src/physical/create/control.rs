@@ -33,7 +33,9 @@ fn read_with(
         let bytes = read(&path).map_err(|error| CreateError::io("read", &path, error))?;
         match ControlFile::parse(&bytes) {
             Ok(control) => return Ok((bytes, control)),
-            Err(ControlFileError::Checksum { .. } | ControlFileError::Truncated { .. }) if attempt < ATTEMPTS => {
+            Err(ControlFileError::Checksum { .. } | ControlFileError::Truncated { .. })
+                if attempt < ATTEMPTS =>
+            {
                 std::thread::sleep(PAUSE);
             }
             Err(source) => return Err(CreateError::Control { path, source }),

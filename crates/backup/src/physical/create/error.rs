@@ -12,7 +12,7 @@ use pgmahout_types::control::ControlFileError;
 use pgmahout_types::diagnostic::{Diagnose, Outcome};
 use tokio_postgres::error::SqlState;
 
-use crate::dump::error::Problem;
+use crate::dump::error::{Problem, bullets};
 
 /// Why a physical backup could not be taken.
 #[derive(Debug, thiserror::Error)]
@@ -98,7 +98,9 @@ pub enum CreateError {
     #[error(transparent)]
     Manifest(#[from] pgmahout_types::repository::manifest::ManifestError),
     /// The standby followed its primary to another timeline while its files were read.
-    #[error("the standby went from timeline {from} to {to} while the backup was taken, which makes the backup invalid")]
+    #[error(
+        "the standby went from timeline {from} to {to} while the backup was taken, which makes the backup invalid"
+    )]
     TimelineChanged {
         /// Where it began.
         from: pgmahout_types::TimelineId,
@@ -150,7 +152,9 @@ pub enum CreateError {
     #[error("internal error: a thread of the backup ended without a result")]
     Thread,
     /// A signal or the user stopped it.
-    #[error("the backup was interrupted; the server has left backup mode, and what was stored is kept for the next one")]
+    #[error(
+        "the backup was interrupted; the server has left backup mode, and what was stored is kept for the next one"
+    )]
     Interrupted,
 }
 
@@ -167,7 +171,7 @@ impl CreateError {
 fn sentence(problems: &[Problem]) -> String {
     match problems {
         [only] => only.what.clone(),
-        many => many.iter().map(|problem| format!("\n- {}", problem.what)).collect(),
+        many => bullets(many.iter().map(|problem| &problem.what)),
     }
 }
 
@@ -192,7 +196,7 @@ impl Diagnose for CreateError {
             Self::Preflight { problems } => {
                 return Some(match problems.as_slice() {
                     [only] => only.hint.clone(),
-                    many => many.iter().map(|problem| format!("\n- {}", problem.hint)).collect(),
+                    many => bullets(many.iter().map(|problem| &problem.hint)),
                 });
             }
             Self::Connect(error) => return error.hint(),
@@ -221,12 +225,18 @@ impl Diagnose for CreateError {
             Self::Unexpected { .. } => "look at `SELECT version()`: PostgreSQL 14 to 18 are supported",
             Self::Io { source, path, .. } => {
                 return Some(if source.kind() == io::ErrorKind::PermissionDenied {
-                    "run pgmahout as the server's own account: sudo -u postgres pgmahout backup create".to_owned()
+                    "run pgmahout as the server's own account: sudo -u postgres pgmahout backup create"
+                        .to_owned()
                 } else {
-                    format!("look at it: ls -ld {}; and at the kernel's messages: dmesg", path.display())
+                    format!(
+                        "look at it: ls -ld {}; and at the kernel's messages: dmesg",
+                        path.display()
+                    )
                 });
             }
-            Self::Promoted | Self::TimelineChanged { .. } => "run the command again: it takes a new backup of the server as it is now",
+            Self::Promoted | Self::TimelineChanged { .. } => {
+                "run the command again: it takes a new backup of the server as it is now"
+            }
             Self::WalMissing { standby: true, .. } => {
                 "a standby cannot switch WAL: make the primary archive (SELECT pg_switch_wal() there), or name it with \
                  --primary; then run the command again: what was stored is kept"
@@ -240,7 +250,9 @@ impl Diagnose for CreateError {
             }
             Self::Running { .. } => "wait until it has ended; a crashed one is forgotten after some minutes",
             Self::Repositories { .. } => "mend what is said above and run the command again with --repo NAME",
-            Self::Thread => "this is a bug in pgmahout; run again with RUST_BACKTRACE=1 and report what it prints",
+            Self::Thread => {
+                "this is a bug in pgmahout; run again with RUST_BACKTRACE=1 and report what it prints"
+            }
             Self::Interrupted => "run the command again: it goes on with what was stored",
         };
         Some(text.to_owned())

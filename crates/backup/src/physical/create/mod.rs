@@ -150,8 +150,18 @@ pub async fn create(
     reporter: &Arc<dyn Reporter>,
     cancellation: &CancellationToken,
 ) -> Result<Created, CreateError> {
+    // The future is large, and would be so in every caller.
+    Box::pin(checked(request, repository, reporter, cancellation)).await
+}
+
+async fn checked(
+    request: &CreateRequest,
+    repository: &PhysicalRepository,
+    reporter: &Arc<dyn Reporter>,
+    cancellation: &CancellationToken,
+) -> Result<Created, CreateError> {
     let begun = Instant::now();
-    let ready = unless_cancelled(cancellation, preflight::check(request)).await??;
+    let ready = Box::pin(unless_cancelled(cancellation, preflight::check(request))).await??;
     let Ready {
         server,
         data_dir,
@@ -246,7 +256,7 @@ impl Run<'_> {
             .narrow(parent.as_ref().map(|parent| parent.label))
             .await?;
         let parent_label = parent.as_ref().map(|parent| parent.label);
-        let label = Label::new(Timestamp::now(), self.suffix(&head)?);
+        let label = Label::new(Timestamp::now(), suffix(&head)?);
         self.lease.change(|lease| lease.run = Some(label)).await?;
         let resume = self.resume(parent.as_ref()).await?;
 
@@ -372,18 +382,6 @@ impl Run<'_> {
             Method::Standby
         } else {
             Method::Local
-        }
-    }
-
-    /// Random digits that no other backup of this second has.
-    fn suffix(&self, head: &Head) -> Result<u16, CreateError> {
-        loop {
-            let id = pack::random_id()?;
-            let [high, low, ..] = *id.as_bytes();
-            let suffix = u16::from_be_bytes([high, low]);
-            if head.backup(Label::new(Timestamp::now(), suffix)).is_none() {
-                return Ok(suffix);
-            }
         }
     }
 
@@ -540,10 +538,7 @@ impl Run<'_> {
         };
         self.reporter.message(
             Level::Detail,
-            &format!(
-                "waiting for {} WAL segments in the repository",
-                segments.len()
-            ),
+            &format!("waiting for {} WAL segments in the repository", segments.len()),
         );
         let missing = archive::wait(
             self.repository,
@@ -563,6 +558,18 @@ impl Run<'_> {
             archiver: self.server.archiver().await.describe(),
             standby: self.server.facts.in_recovery,
         })
+    }
+}
+
+/// Random digits that no backup of this second has.
+fn suffix(head: &Head) -> Result<u16, CreateError> {
+    loop {
+        let id = pack::random_id()?;
+        let [high, low, ..] = *id.as_bytes();
+        let suffix = u16::from_be_bytes([high, low]);
+        if head.backup(Label::new(Timestamp::now(), suffix)).is_none() {
+            return Ok(suffix);
+        }
     }
 }
 

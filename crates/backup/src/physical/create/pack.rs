@@ -271,9 +271,12 @@ impl OpenPack {
                 }
             }
             // Most backups have few maps: the object grows as it must.
-            PackKind::Map => {
-                FramedBuilder::new(&settings.cipher, kind::MAP, &settings.names.map(id), FIRST_MAP_BYTES)
-            }
+            PackKind::Map => FramedBuilder::new(
+                &settings.cipher,
+                kind::MAP,
+                &settings.names.map(id),
+                FIRST_MAP_BYTES,
+            ),
         };
         Ok(Self {
             id,

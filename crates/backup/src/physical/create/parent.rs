@@ -82,7 +82,9 @@ impl Parent {
         let storage = repository.blocking();
         let repository = repository.clone();
         let (page_size, segment_blocks) = (control.block_size, control.relation_segment_blocks);
-        let stored = repository.fetch_manifest(entry.label, Some(entry.manifest)).await?;
+        let stored = repository
+            .fetch_manifest(entry.label, Some(entry.manifest))
+            .await?;
         let loaded = tokio::task::spawn_blocking(move || {
             let wrong = |error| repository.manifest_error(stored.name(), error);
             let mut reader = stored.reader()?;
@@ -170,7 +172,9 @@ impl Parent {
                             return Err(damaged("the base of a changed map is no whole map"));
                         };
                         ParentFile {
-                            map: overlay.apply(&base_map).map_err(|error| damaged(&error.to_string()))?,
+                            map: overlay
+                                .apply(&base_map)
+                                .map_err(|error| damaged(&error.to_string()))?,
                             stored: Some(StoredAt {
                                 frame,
                                 base: Some((base, base_map)),
@@ -258,7 +262,11 @@ fn is_scattered(map: &PageMap, id: FileId) -> bool {
         return false;
     }
     let most = MOST_PACKS + (id % 16) as usize + (map.size() >> 25) as usize;
-    let frames: u64 = map.frames().iter().map(|frame| u64::from(frame.location.raw)).sum();
+    let frames: u64 = map
+        .frames()
+        .iter()
+        .map(|frame| u64::from(frame.location.raw))
+        .sum();
     let live = map.size() - map.zero_bytes();
     map.packs().len() > most || frames > 4 * live.max(LARGE)
 }
@@ -266,8 +274,8 @@ fn is_scattered(map: &PageMap, id: FileId) -> bool {
 /// What tells a file apart in the index of a pack.
 pub(super) fn file_id(key: &[u8; 32], path: &[u8]) -> FileId {
     let hash = blake3::keyed_hash(key, path);
-    let [a, b, c, d, e, f, g, h, ..] = *hash.as_bytes();
-    FileId::from_le_bytes([a, b, c, d, e, f, g, h])
+    let first = hash.as_bytes().first_chunk().copied().unwrap_or_default();
+    FileId::from_le_bytes(first)
 }
 
 /// Reads frames of packs of maps.
@@ -298,39 +306,32 @@ impl MapReader {
         let name = repository.map_name(pack.id);
         let (opener, known) = {
             let mut state = self.state.lock().unwrap_or_else(PoisonError::into_inner);
-            let opener = match state.openers.get(&pack.id) {
-                Some(opener) => Arc::clone(opener),
-                None => {
-                    let opener = FramedOpener::from_salt(
-                        &repository.cipher(),
-                        kind::MAP,
-                        &name,
-                        pack.key,
-                        pack.salt,
-                    )
-                    .map_err(framed)?;
-                    let opener = Arc::new(opener);
-                    state.openers.insert(pack.id, Arc::clone(&opener));
-                    opener
-                }
+            let opener = if let Some(opener) = state.openers.get(&pack.id) {
+                Arc::clone(opener)
+            } else {
+                let (cipher, kind) = (repository.cipher(), kind::MAP);
+                let opener =
+                    FramedOpener::from_salt(&cipher, kind, &name, pack.key, pack.salt).map_err(framed)?;
+                let opener = Arc::new(opener);
+                state.openers.insert(pack.id, Arc::clone(&opener));
+                opener
             };
             (opener, state.find(frame))
         };
-        let bytes = match known {
-            Some(bytes) => bytes,
-            None => {
-                let begin = frame.location.offset;
-                let end = (begin + READ_AHEAD).max(frame.location.end()).min(pack.size);
-                let read = self.repository.store().get_range(&name, begin..end)?;
-                let length = usize::try_from(frame.location.length()).unwrap_or(usize::MAX);
-                let own = read.slice(..length.min(read.len()));
-                let mut state = self.state.lock().unwrap_or_else(PoisonError::into_inner);
-                state.read.push((pack.id, begin, read));
-                if state.read.len() > PIECES {
-                    state.read.remove(0);
-                }
-                own
+        let bytes = if let Some(bytes) = known {
+            bytes
+        } else {
+            let begin = frame.location.offset;
+            let end = (begin + READ_AHEAD).max(frame.location.end()).min(pack.size);
+            let read = self.repository.store().get_range(&name, begin..end)?;
+            let length = usize::try_from(frame.location.length()).unwrap_or(usize::MAX);
+            let own = read.slice(..length.min(read.len()));
+            let mut state = self.state.lock().unwrap_or_else(PoisonError::into_inner);
+            state.read.push((pack.id, begin, read));
+            if state.read.len() > PIECES {
+                state.read.remove(0);
             }
+            own
         };
         let mut content = Vec::new();
         opener

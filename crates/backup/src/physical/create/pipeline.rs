@@ -7,10 +7,10 @@ use std::sync::{Arc, Mutex, PoisonError};
 
 use pgmahout_procedure::report::Progress;
 use pgmahout_store::framed::FrameCodec;
+use pgmahout_types::Lsn;
 use pgmahout_types::control::ControlFile;
 use pgmahout_types::repository::manifest::{PackEntry, PackKind};
 use pgmahout_types::repository::{Label, PackId, PageHash};
-use pgmahout_types::Lsn;
 use tokio_util::sync::CancellationToken;
 
 use super::chunk::Chunk;
@@ -175,7 +175,10 @@ impl Pipeline {
             }
         });
         let (found, control, findings, counts, parent, resume) = ended?;
-        let stored = uploader.stored.into_inner().unwrap_or_else(PoisonError::into_inner);
+        let stored = uploader
+            .stored
+            .into_inner()
+            .unwrap_or_else(PoisonError::into_inner);
         let resumed = |id: PackId| resume.as_ref()?.packs().find(|pack| pack.id == id).copied();
         let packs = found
             .packs

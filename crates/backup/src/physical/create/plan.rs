@@ -52,8 +52,10 @@ pub(super) struct SplitFile {
 /// What the parts of a file have in common.
 #[derive(Debug, Default)]
 pub(super) struct SplitState {
-    /// What an older backup has of it, once somebody has looked.
-    pub(super) parent: Option<Option<Arc<ParentFile>>>,
+    /// Whether it was looked what an older backup has of it.
+    pub(super) looked: bool,
+    /// What an older backup has of it.
+    pub(super) parent: Option<Arc<ParentFile>>,
     /// The parts that are done.
     pub(super) parts: Vec<(Chunk, Arc<[PackedFrame]>)>,
     /// Whether the file was not there any more.
@@ -132,7 +134,12 @@ mod tests {
     #[test]
     fn every_block_of_every_file_is_in_one_task_and_the_largest_come_first() {
         let sizes = [3, 0, 200 * MIB + 1, 64 * MIB, 2 * MIB, 8192, 129 * MIB];
-        let tasks = tasks(sizes.iter().enumerate().map(|(number, size)| (number as u32, *size)));
+        let tasks = tasks(
+            sizes
+                .iter()
+                .enumerate()
+                .map(|(number, size)| (number as u32, *size)),
+        );
         let mut blocks = vec![0_u64; sizes.len()];
         let mut order = Vec::new();
         for task in &tasks {

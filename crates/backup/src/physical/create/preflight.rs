@@ -33,24 +33,23 @@ pub(super) async fn check(request: &CreateRequest) -> Result<Ready, CreateError>
     let server = Server::connect(&request.connection).await?;
     let facts = server.facts.clone();
     let mut problems = server_problems(request, &facts);
-    let looked = match request.data_dir.clone().or_else(|| facts.data_directory.clone()) {
-        Some(data_dir) => {
-            let looked = tokio::task::spawn_blocking(move || {
-                let found = control::read(&data_dir);
-                (data_dir, found)
-            })
-            .await
-            .map_err(|_| CreateError::Thread)?;
-            Some(looked)
-        }
-        None => {
-            problems.push(problem(
-                "the data directory is not known: the role may not see the setting data_directory",
-                &format!("name it with --data-dir, or: GRANT pg_read_all_settings TO {}", facts.role),
-                Outcome::Usage,
-            ));
-            None
-        }
+    let data_dir = request.data_dir.clone().or_else(|| facts.data_directory.clone());
+    let looked = if let Some(data_dir) = data_dir {
+        let looked = tokio::task::spawn_blocking(move || {
+            let found = control::read(&data_dir);
+            (data_dir, found)
+        });
+        Some(looked.await.map_err(|_| CreateError::Thread)?)
+    } else {
+        problems.push(problem(
+            "the data directory is not known: the role may not see the setting data_directory",
+            &format!(
+                "name it with --data-dir, or: GRANT pg_read_all_settings TO {}",
+                pgmahout_postgres::sql::quote_identifier(&facts.role)
+            ),
+            Outcome::Usage,
+        ));
+        None
     };
     let found = match looked {
         Some((data_dir, Ok((_, control)))) => {
@@ -89,14 +88,21 @@ fn server_problems(request: &CreateRequest, facts: &ServerFacts) -> Vec<Problem>
     let mut problems = Vec::new();
     if !(OLDEST_MAJOR..=ServerVersion::NEWEST_MAJOR).contains(&facts.version.major()) {
         problems.push(problem(
-            &format!("PostgreSQL {} is not a version that this program knows", facts.version),
+            &format!(
+                "PostgreSQL {} is not a version that this program knows",
+                facts.version
+            ),
             "update pgmahout; physical backups are made of PostgreSQL 14 to 18",
             Outcome::Refused,
         ));
     }
     if !facts.missing_functions.is_empty() {
         problems.push(problem(
-            &format!("the role {} may not call {}", facts.role, facts.missing_functions.join(" and ")),
+            &format!(
+                "the role {} may not call {}",
+                facts.role,
+                facts.missing_functions.join(" and ")
+            ),
             &format!(
                 "GRANT EXECUTE ON FUNCTION {} TO {}",
                 facts.missing_functions.join(", "),
@@ -135,7 +141,10 @@ fn server_problems(request: &CreateRequest, facts: &ServerFacts) -> Vec<Problem>
     }
     if facts.block_size as usize != BLOCK_SIZE {
         problems.push(problem(
-            &format!("the server has pages of {} bytes, and only {BLOCK_SIZE} are known", facts.block_size),
+            &format!(
+                "the server has pages of {} bytes, and only {BLOCK_SIZE} are known",
+                facts.block_size
+            ),
             "back it up with pg_dump: pgmahout dump create",
             Outcome::Refused,
         ));
@@ -159,9 +168,15 @@ fn directory_problems(data_dir: &Path, control: &ControlFile, facts: &ServerFact
         ));
         return problems;
     }
-    if control.major().is_some_and(|major| major != facts.version.major()) {
+    if control
+        .major()
+        .is_some_and(|major| major != facts.version.major())
+    {
         problems.push(problem(
-            &format!("{place} is of another major version than the server, {}", facts.version),
+            &format!(
+                "{place} is of another major version than the server, {}",
+                facts.version
+            ),
             other,
             Outcome::Refused,
         ));
@@ -173,11 +188,15 @@ fn directory_problems(data_dir: &Path, control: &ControlFile, facts: &ServerFact
             let mut lines = text.lines().skip(2);
             let started: Option<i64> = lines.next().and_then(|line| line.trim().parse().ok());
             let port = lines.next().map(str::trim);
-            let is_same = started.is_some_and(|started| (facts.started_at - started).abs() <= START_TOLERANCE)
+            let is_same = started
+                .is_some_and(|started| (facts.started_at - started).abs() <= START_TOLERANCE)
                 && port == Some(facts.port.as_str());
             if !is_same {
                 problems.push(problem(
-                    &format!("{place} is the directory of another server than the one on port {}", facts.port),
+                    &format!(
+                        "{place} is the directory of another server than the one on port {}",
+                        facts.port
+                    ),
                     other,
                     Outcome::Refused,
                 ));

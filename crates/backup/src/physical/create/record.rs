@@ -84,7 +84,11 @@ impl Records {
             tag => {
                 let size = reader.number()?;
                 let map = reader.frame()?;
-                let base = if tag == OVERLAY { Some(reader.frame()?) } else { None };
+                let base = if tag == OVERLAY {
+                    Some(reader.frame()?)
+                } else {
+                    None
+                };
                 let count = reader.number()?;
                 let packs = (0..count).map(|_| reader.pack()).collect::<Option<_>>()?;
                 Record::Stored {
@@ -137,7 +141,9 @@ impl<'a> Reader<'a> {
     }
 
     fn pack(&mut self) -> Option<PackId> {
-        Some(PackId::from_bytes(self.take(PackId::LENGTH as u64)?.try_into().ok()?))
+        Some(PackId::from_bytes(
+            self.take(PackId::LENGTH as u64)?.try_into().ok()?,
+        ))
     }
 
     fn frame(&mut self) -> Option<PackedFrame> {
@@ -176,7 +182,12 @@ mod tests {
     fn records_are_found_again_by_place_and_name() {
         let mut builder = PageMapBuilder::new();
         let first = frame(1, 96);
-        builder.stored(first.pack, first.location, 0, &[PageHash::new(7), PageHash::new(8)]);
+        builder.stored(
+            first.pack,
+            first.location,
+            0,
+            &[PageHash::new(7), PageHash::new(8)],
+        );
         let inline = Record::Inline(builder.finish(9000).expect("a map"));
         let stored = |base| Record::Stored {
             size: 1 << 40,
@@ -186,7 +197,10 @@ mod tests {
         };
         let mut records = Records::default();
         let all = [inline, stored(None), stored(Some(frame(3, 5)))];
-        let places: Vec<u64> = all.iter().map(|record| records.push(b"base/5/1", record)).collect();
+        let places: Vec<u64> = all
+            .iter()
+            .map(|record| records.push(b"base/5/1", record))
+            .collect();
         for (place, record) in places.iter().zip(&all) {
             assert_eq!(records.get(*place, b"base/5/1").as_ref(), Some(record));
             assert_eq!(records.get(*place, b"base/5/2"), None);

@@ -130,7 +130,12 @@ impl Resume {
             for frame in &index.frames {
                 let location = frame.location;
                 for run in frame.runs.iter().filter(|run| run.file == id) {
-                    runs.push((run.first, PackedFrame { pack, location }, run.offset, run.hashes.clone()));
+                    runs.push((
+                        run.first,
+                        PackedFrame { pack, location },
+                        run.offset,
+                        run.hashes.clone(),
+                    ));
                 }
             }
         }

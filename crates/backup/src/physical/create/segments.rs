@@ -6,7 +6,12 @@ use pgmahout_types::{Lsn, SegmentName, SegmentSize, TimelineHistory};
 /// looks for them: where a timeline ends in the middle of a segment, the segment of the next timeline, which
 /// begins with a copy of that one's bytes, is the one that is read (`XLogFileReadAnyTLI` in
 /// `src/backend/access/transam/xlogrecovery.c`).
-pub(super) fn needed(start: Lsn, stop: Lsn, history: &TimelineHistory, size: SegmentSize) -> Vec<SegmentName> {
+pub(super) fn needed(
+    start: Lsn,
+    stop: Lsn,
+    history: &TimelineHistory,
+    size: SegmentSize,
+) -> Vec<SegmentName> {
     let first = size.number_of(start);
     let last = size.number_of(Lsn::new(stop.as_u64().saturating_sub(1).max(start.as_u64())));
     (first..=last)
@@ -36,7 +41,10 @@ mod tests {
     #[test]
     fn a_stop_at_a_border_does_not_need_the_segment_behind_it() {
         let history = TimelineHistory::root(TimelineId::FIRST);
-        assert_eq!(names(32 * MIB + 40, 48 * MIB, &history), ["000000010000000000000002"]);
+        assert_eq!(
+            names(32 * MIB + 40, 48 * MIB, &history),
+            ["000000010000000000000002"]
+        );
         assert_eq!(
             names(32 * MIB + 40, 48 * MIB + 1, &history),
             ["000000010000000000000002", "000000010000000000000003"]

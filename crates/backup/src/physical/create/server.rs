@@ -82,7 +82,8 @@ const SETTINGS: &str = "SET statement_timeout = 0; SET lock_timeout = 0; \
 impl Server {
     /// Connects and asks.
     pub(super) async fn connect(parameters: &ConnectionParameters) -> Result<Self, CreateError> {
-        let connection = Connection::open_secured(&parameters.with_application_name("pgmahout backup")).await?;
+        let connection =
+            Connection::open_secured(&parameters.with_application_name("pgmahout backup")).await?;
         connection
             .batch_execute(SETTINGS)
             .await
@@ -112,8 +113,7 @@ impl Server {
             .await
             .map_err(sql("begin backup mode"))?;
         let text: String = row.get(0);
-        text.parse()
-            .map_err(|_| unexpected("pg_backup_start", &text))
+        text.parse().map_err(|_| unexpected("pg_backup_start", &text))
     }
 
     /// Ends backup mode, without waiting for the archive: that is our own business.
@@ -143,9 +143,7 @@ impl Server {
         let label: Vec<u8> = row.get(1);
         let parsed = BackupLabel::parse(&label)?;
         Ok(Stopped {
-            stop: text
-                .parse()
-                .map_err(|_| unexpected("pg_backup_stop", &text))?,
+            stop: text.parse().map_err(|_| unexpected("pg_backup_stop", &text))?,
             parsed,
             label,
             tablespace_map: row.get::<_, Option<Vec<u8>>>(2).unwrap_or_default(),
@@ -295,5 +293,7 @@ async fn archiver(connection: &Connection) -> Result<ArchiverFacts, tokio_postgr
 
 /// The timeline that a backup began on.
 pub(super) fn start_timeline(label: &BackupLabel) -> TimelineId {
-    label.start_timeline.unwrap_or_else(|| label.start.file.timeline())
+    label
+        .start_timeline
+        .unwrap_or_else(|| label.start.file.timeline())
 }

@@ -111,14 +111,13 @@ impl Sink {
             .parent
             .filter(|parent| parent.map.size() == size && file.parts.iter().all(|(chunk, _)| !chunk.changed));
         let built;
-        let map = match unchanged {
-            Some(parent) => &parent.map,
-            None => {
-                let parts = file.parts.iter().map(|(chunk, frames)| (*chunk, *frames));
-                built = chunk::join(parts, file.parent.map(|parent| &parent.map), size)
-                    .map_err(CreateError::Map)?;
-                &built
-            }
+        let map = if let Some(parent) = unchanged {
+            &parent.map
+        } else {
+            let parts = file.parts.iter().map(|(chunk, frames)| (*chunk, *frames));
+            built =
+                chunk::join(parts, file.parent.map(|parent| &parent.map), size).map_err(CreateError::Map)?;
+            &built
         };
         let stored = match unchanged {
             Some(parent) => parent

@@ -39,7 +39,13 @@ impl Uploader {
             if let Err(error) = self.store(pack, spare) {
                 self.cancellation.cancel();
                 // The queue is emptied, or a worker would wait for ever.
-                while self.queue.lock().unwrap_or_else(PoisonError::into_inner).recv().is_ok() {}
+                while self
+                    .queue
+                    .lock()
+                    .unwrap_or_else(PoisonError::into_inner)
+                    .recv()
+                    .is_ok()
+                {}
                 return Err(error);
             }
         }

@@ -25,10 +25,10 @@ use super::throttle::Throttle;
 use crate::physical::files::classify::FileKind;
 use crate::physical::files::residency::{CachePolicy, ColdReader, PIECE};
 use crate::physical::files::walk::{FileEntry, FileList};
+use crate::physical::page::BLOCK_SIZE;
 use crate::physical::page::checksum::{self, Mismatch};
 use crate::physical::page::hash::is_zero;
 use crate::physical::page::verify::{BadPage, Finding, Suspect, judge};
-use crate::physical::page::BLOCK_SIZE;
 
 /// Blocks that are read at once.
 const PIECE_BLOCKS: u32 = (PIECE / BLOCK_SIZE) as u32;
@@ -233,14 +233,17 @@ impl<'a> Worker<'a> {
         if first == 0 {
             self.job.progress.set_detail(&String::from_utf8_lossy(&path));
         }
-        let known = split.with(|state| state.parent.clone());
-        let parent = match known {
-            Some(parent) => parent,
+        let known = split.with(|state| state.looked.then(|| state.parent.clone()));
+        let parent = if let Some(parent) = known {
+            parent
+        } else {
             // Two workers may both look: they find the same.
-            None => {
-                let parent = self.parent(id, &path)?.map(Arc::new);
-                split.with(|state| state.parent.get_or_insert(parent).clone())
-            }
+            let parent = self.parent(id, &path)?.map(Arc::new);
+            split.with(|state| {
+                state.looked = true;
+                state.parent.clone_from(&parent);
+            });
+            parent
         };
         let chunk = match self.open(entry, id)? {
             Some(mut file) => {
@@ -305,7 +308,10 @@ impl<'a> Worker<'a> {
     }
 
     fn resumed(&self, id: FileId) -> Result<Option<ResumedFile>, CreateError> {
-        self.job.resume.as_ref().map_or(Ok(None), |resume| resume.file(id))
+        self.job
+            .resume
+            .as_ref()
+            .map_or(Ok(None), |resume| resume.file(id))
     }
 
     fn take_frames(&mut self) -> Result<Vec<PackedFrame>, CreateError> {
@@ -396,7 +402,9 @@ impl<'a> Worker<'a> {
                 Finding::Suspect(suspect) if findings.suspects.len() < MOST_FINDINGS => {
                     findings.suspects.push((file_number, suspect));
                 }
-                Finding::Bad(bad) if findings.bad.len() < MOST_FINDINGS => findings.bad.push((file_number, bad)),
+                Finding::Bad(bad) if findings.bad.len() < MOST_FINDINGS => {
+                    findings.bad.push((file_number, bad))
+                }
                 Finding::Suspect(_) | Finding::Bad(_) => findings.unlisted += 1,
             }
         }
@@ -431,7 +439,9 @@ impl<'a> Worker<'a> {
                 continue;
             }
             if let Some((frame, offset)) = resumed.and_then(|resumed| resumed.find(block, hash)) {
-                job.counts.resumed.fetch_add(bytes.len() as u64, Ordering::Relaxed);
+                job.counts
+                    .resumed
+                    .fetch_add(bytes.len() as u64, Ordering::Relaxed);
                 chunk.resumed_block(hash, frame, offset);
                 continue;
             }

@@ -41,9 +41,10 @@ pub(crate) async fn run(args: Args, context: &Context) -> Result<ExitStatus, Fai
         .notes
         .iter()
         .map(|text| match text.split_once('=') {
-            Some((key, value)) if !key.trim().is_empty() => {
-                Ok((key.trim().to_owned(), Some(value.to_owned()).filter(|value| !value.is_empty())))
-            }
+            Some((key, value)) if !key.trim().is_empty() => Ok((
+                key.trim().to_owned(),
+                Some(value.to_owned()).filter(|value| !value.is_empty()),
+            )),
             _ => Err(
                 Failure::new(Outcome::Usage, format!("\"{text}\" is not KEY=VALUE"))
                     .hint("for example reason='before the migration'; reason= removes it"),
@@ -51,8 +52,9 @@ pub(crate) async fn run(args: Args, context: &Context) -> Result<ExitStatus, Fai
         })
         .collect::<Result<Vec<_>, _>>()?;
     if notes.is_empty() && !args.pin && !args.unpin {
-        return Err(Failure::new(Outcome::Usage, "there is nothing to note")
-            .hint("give KEY=VALUE, --pin or --unpin"));
+        return Err(
+            Failure::new(Outcome::Usage, "there is nothing to note").hint("give KEY=VALUE, --pin or --unpin")
+        );
     }
     let mut changed = Vec::new();
     for opened in args.repository.open_all(context).await? {
@@ -77,8 +79,10 @@ pub(crate) async fn run(args: Args, context: &Context) -> Result<ExitStatus, Fai
         changed.push((repository.description(), backup));
     }
     let Some((_, backup)) = changed.first() else {
-        return Err(Failure::new(Outcome::Usage, format!("there is no backup {}", args.label))
-            .hint("list what is there: pgmahout backup list"));
+        return Err(
+            Failure::new(Outcome::Usage, format!("there is no backup {}", args.label))
+                .hint("list what is there: pgmahout backup list"),
+        );
     };
     if context.printer.wants_json() {
         context.printer.json(&json!({

@@ -205,8 +205,11 @@ fn request(args: &Args, context: &Context) -> Result<CreateRequest, Failure> {
     };
     let wal_timeout = match &args.archive_timeout {
         Some(text) => quantity::duration(text).ok_or_else(|| {
-            Failure::new(Outcome::Usage, format!("--archive-timeout: \"{text}\" is not a duration"))
-                .hint("for example 90s, 10min or 1h")
+            Failure::new(
+                Outcome::Usage,
+                format!("--archive-timeout: \"{text}\" is not a duration"),
+            )
+            .hint("for example 90s, 10min or 1h")
         })?,
         None => configured.archive_timeout.unwrap_or(Duration::from_mins(10)),
     };
@@ -219,7 +222,10 @@ fn request(args: &Args, context: &Context) -> Result<CreateRequest, Failure> {
         from_standby: args.from_standby || configured.from_standby,
         primary,
         fast_checkpoint: fast,
-        jobs: args.jobs.or(configured.jobs).map_or_else(default_jobs, |jobs| jobs as usize),
+        jobs: args
+            .jobs
+            .or(configured.jobs)
+            .map_or_else(default_jobs, |jobs| jobs as usize),
         nice: args.nice.or(configured.nice).unwrap_or(0) as i32,
         rate_limit,
         codec,

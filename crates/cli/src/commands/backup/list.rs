@@ -84,7 +84,10 @@ pub(crate) async fn run(args: Args, context: &Context) -> Result<ExitStatus, Fai
     }
     let any_failed = !failed.is_empty();
     for (name, failure) in failed {
-        printer.warn(&format!("repository {name} was not listed: {}", failure.summary()));
+        printer.warn(&format!(
+            "repository {name} was not listed: {}",
+            failure.summary()
+        ));
     }
     Ok(ExitStatus(u8::from(any_failed)))
 }

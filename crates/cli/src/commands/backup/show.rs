@@ -91,7 +91,12 @@ pub(crate) async fn run(args: Args, context: &Context) -> Result<ExitStatus, Fai
         ("stanza", repository.stanza().to_string()),
         (
             "taken",
-            format!("{} to {}, {} ago", time(backup.start_time), time(backup.stop_time), age(backup.stop_time)),
+            format!(
+                "{} to {}, {} ago",
+                time(backup.start_time),
+                time(backup.stop_time),
+                age(backup.stop_time)
+            ),
         ),
         (
             "server",
