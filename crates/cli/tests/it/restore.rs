@@ -12,7 +12,7 @@ use pgmahout_store::repository::{Location, Repository, RepositorySettings};
 use pgmahout_testkit::contents;
 use pgmahout_testkit::poll;
 use pgmahout_testkit::postgres::{Major, Postgres, StopMode};
-use pgmahout_testkit::proc::{Finished, Pgmahout};
+use pgmahout_testkit::proc::{Finished, Pgmahout, reachable};
 use pgmahout_testkit::processes::Signal;
 use pgmahout_types::{ControlFile, WalFileName};
 use rstest::rstest;
@@ -820,4 +820,121 @@ async fn a_restored_standby_streams_from_its_primary() {
     scene.sql("INSERT INTO t VALUES (2)").await;
     poll::until(PATIENCE, "the row is on the standby", async || rows(&copy).await == "1,2").await;
     assert_eq!(copy.query_text("postgres", "SELECT pg_is_in_recovery()").await, "t");
+}
+
+/// Nothing but our own commands, in an encrypted repository, under the server's account.
+#[rstest]
+#[tokio::test]
+async fn our_own_archive_leads_to_a_point_in_time(#[values(Major::V15, Major::V18)] major: Major) {
+    let server = Postgres::builder(major)
+        .own_system_identifier()
+        .archive_command("false")
+        .start()
+        .await;
+    let repository = server.new_directory("it's a repository");
+    let state = server.new_directory("state");
+    let passphrase = server.root_dir().join("passphrase");
+    fs::write(&passphrase, "correct horse\n").expect("writable");
+    server.account().own(&passphrase);
+    fs::set_permissions(&passphrase, fs::Permissions::from_mode(0o600)).expect("owned");
+    let pgmahout = |arguments: &[&str]| {
+        Pgmahout::command(env!("CARGO_BIN_EXE_pgmahout"))
+            .as_server_account()
+            .args(arguments)
+            .arg("--repo")
+            .arg(&repository)
+            .arg("--passphrase-file")
+            .arg(&passphrase)
+            .env("PGHOST", server.host())
+            .env("PGPORT", server.port().to_string())
+            .env("PGUSER", "postgres")
+            .env("PGDATABASE", "postgres")
+            .env("PGMAHOUT_STATE_DIR", &state)
+    };
+    pgmahout(&["repo", "init"]).run().await.expect_status(0);
+    let command = format!(
+        "PGMAHOUT_STATE_DIR={} {} wal push %p --repo \"{}\" --passphrase-file {}",
+        state.display(),
+        reachable(env!("CARGO_BIN_EXE_pgmahout")).display(),
+        repository.display(),
+        passphrase.display()
+    );
+    server.append_conf(&format!("archive_command = '{}'", command.replace('\'', "''")));
+    server.reload().await;
+    server.sql("postgres", "CREATE TABLE t (n int); INSERT INTO t VALUES (1)").await;
+    pgmahout(&["backup", "create"])
+        .arg("--data-dir")
+        .arg(server.data_dir())
+        .run()
+        .await
+        .expect_status(0);
+    server.sql("postgres", "INSERT INTO t VALUES (2)").await;
+    let time = server.query_text("postgres", "SELECT clock_timestamp()").await;
+    tokio::time::sleep(Duration::from_millis(5)).await;
+    server.sql("postgres", "DELETE FROM t").await;
+    let segment = server.query_text("postgres", "SELECT pg_walfile_name(pg_current_wal_insert_lsn())").await;
+    server.query_text("postgres", "SELECT pg_switch_wal()").await;
+    poll::until(PATIENCE, "the segment is archived", async || {
+        server.query_text("postgres", "SELECT last_archived_wal FROM pg_stat_archiver").await >= segment
+    })
+    .await;
+    server.stop(StopMode::Fast).await;
+    let finished = pgmahout(&["restore", "--yes", "--delta", "--start", "--json", "--type=time"])
+        .arg(format!("--target={time}"))
+        .arg("--data-dir")
+        .arg(server.data_dir())
+        .arg("--bin-dir")
+        .arg(server.bin_dir())
+        .run()
+        .await
+        .expect_status(0);
+    let json: serde_json::Value = serde_json::from_str(&finished.stdout).expect("JSON");
+    assert_eq!(json["outcome"]["recovery"]["state"], "promoted", "{json:#}");
+    assert_eq!(rows(&server).await, "1,2");
+    let leases = fs::read_dir(repository.join("stanza/main/lease")).map_or(0, |listing| listing.count());
+    assert_eq!(leases, 0, "the lease was not given back");
+    stop_by_hand(&server);
+}
+
+#[tokio::test]
+async fn a_killed_restore_goes_on_with_procedure_resume_and_a_used_directory_does_not() {
+    let scene = Scene::new(Major::V15).await;
+    scene
+        .sql(
+            "CREATE TABLE t AS SELECT n, repeat(md5(n::text), 20) AS filler FROM generate_series(1, 100000) n;
+             CHECKPOINT",
+        )
+        .await;
+    scene.backup().await;
+    scene.archive_all().await;
+    let digests = contents::digests(&scene.server, "postgres").await;
+    let state = scene.server.root_dir().join("journals");
+    let copy = Postgres::vacant(Major::V15);
+    let running = scene
+        .restore(copy.data_dir(), &["--jobs", "1"])
+        .env("PGMAHOUT_STATE_DIR", &state)
+        .spawn();
+    let marker = copy.data_dir().join("pgmahout.restore");
+    poll::until(PATIENCE, "files are being written", async || {
+        marker.exists() && fs::read_dir(copy.data_dir().join("base/1")).is_ok_and(|listing| listing.count() > 3)
+    })
+    .await;
+    running.signal(Signal::KILL);
+    assert_eq!(running.wait().await.signal, Some(9), "it was too quick");
+    let procedures = fs::read_dir(state.join("procedures")).expect("journals");
+    let id = procedures
+        .filter_map(Result::ok)
+        .find_map(|entry| entry.file_name().to_str()?.strip_suffix(".jsonl").map(str::to_owned))
+        .expect("a journal");
+    let resume = || {
+        Pgmahout::command(env!("CARGO_BIN_EXE_pgmahout"))
+            .args(["procedure", "resume", &id, "--yes"])
+            .env("PGMAHOUT_STATE_DIR", &state)
+            .run()
+    };
+    resume().await.expect_status(0);
+    start(&copy).await;
+    assert_eq!(contents::digests(&copy, "postgres").await, digests);
+    assert_ne!(resume().await.status, Some(0));
+    assert_eq!(contents::digests(&copy, "postgres").await, digests);
 }

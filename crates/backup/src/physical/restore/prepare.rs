@@ -6,6 +6,7 @@ use std::sync::{Arc, Mutex, PoisonError};
 
 use pgmahout_store::framed::ObjectCipher;
 use pgmahout_types::repository::manifest::{Area, Entry, File, Manifest, PackEntry};
+use pgmahout_types::ControlFile;
 use pgmahout_types::repository::{BackupEntry, Head};
 use pgmahout_types::version::ServerVersion;
 use tokio_util::sync::CancellationToken;
@@ -39,8 +40,8 @@ pub(crate) struct Shared {
     pub(crate) cipher: ObjectCipher,
     pub(crate) lock: Mutex<Option<DirectoryLock>>,
     pub(crate) outcome: Mutex<RestoreOutcome>,
-    /// Given back when the restore is dropped.
-    _lease: LeaseGuard,
+    /// Keeps the backup from being collected.
+    lease: Mutex<Option<LeaseGuard>>,
 }
 
 impl Shared {
@@ -79,7 +80,7 @@ impl Shared {
             to_drop: Vec::new(),
             lock: Mutex::new(None),
             outcome: Mutex::default(),
-            _lease: lease,
+            lease: Mutex::new(Some(lease)),
         };
         if !shared.request.databases.is_empty() {
             let wanted = shared.request.databases.clone();
@@ -109,6 +110,39 @@ impl Shared {
             *lock = Some(DirectoryLock::acquire(self.layout.data())?);
         }
         Ok(())
+    }
+
+    /// Holds the data directory, of which this restore has said that it is its own. Somebody who has started a
+    /// server there since, or begun another restore, has made it something else.
+    pub(crate) fn enter(&self) -> Result<(), RestoreError> {
+        self.hold()?;
+        let data = self.layout.data();
+        match guard::read_marker(data)? {
+            Some(marker) if marker.label == self.entry.label => Ok(()),
+            _ => Err(RestoreError::Refused {
+                what: format!("{} is not as this restore left it", data.display()),
+                hint: "begin again: pgmahout restore with --delta, or with --keep-old".to_owned(),
+            }),
+        }
+    }
+
+    /// Whether everything is in place, and no server has been started since.
+    pub(crate) fn is_published(&self) -> bool {
+        let data = self.layout.data();
+        data.join(ControlFile::PATH).exists()
+            && !data.join(guard::MARKER).exists()
+            && std::fs::read(data.join("backup_label"))
+                .is_ok_and(|label| label == self.manifest.header.backup_label.as_bytes())
+    }
+
+    /// Gives the lease back.
+    pub(crate) async fn release(&self) {
+        let lease = self.lease.lock().unwrap_or_else(PoisonError::into_inner).take();
+        if let Some(lease) = lease
+            && let Err(error) = lease.finish().await
+        {
+            tracing::warn!(%error, "the lease on the backup could not be given back; it runs out by itself");
+        }
     }
 
     pub(crate) fn give_up_hold(&self) {

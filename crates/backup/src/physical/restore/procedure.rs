@@ -87,6 +87,11 @@ impl Restore {
         }
     }
 
+    /// Lets the backup be collected again. Dropping does the same in the background, if there is time for that.
+    pub async fn release(&self) {
+        self.shared.release().await;
+    }
+
     /// What came of it.
     pub fn outcome(&self) -> RestoreOutcome {
         self.shared.outcome()
@@ -421,7 +426,7 @@ impl Step for FilesStep {
 
     async fn act(&self, context: &StepContext<'_>) -> Result<(), StepError> {
         let shared = &self.0;
-        shared.hold()?;
+        shared.enter()?;
         let delta = context.resuming || context.memory.get::<bool>(REUSE).unwrap_or(false);
         let progress = context.reporter.start(Task::new(
             "restoring files",
@@ -463,7 +468,7 @@ impl Step for SettingsStep {
 
     async fn act(&self, context: &StepContext<'_>) -> Result<(), StepError> {
         let shared = &self.0;
-        shared.hold()?;
+        shared.enter()?;
         let warnings = blocking(shared, place::settings).await?;
         for warning in warnings {
             context.reporter.message(Level::Warning, &warning);
@@ -486,7 +491,8 @@ impl Step for PublishStep {
     }
 
     async fn check(&self, context: &StepContext<'_>) -> Result<Check, StepError> {
-        Ok(if context.memory.get::<bool>(PUBLISHED) == Some(true) {
+        let done = context.memory.get::<bool>(PUBLISHED) == Some(true) || self.0.is_published();
+        Ok(if done {
             Check::Done
         } else {
             Check::NotDone
@@ -495,7 +501,7 @@ impl Step for PublishStep {
 
     async fn act(&self, context: &StepContext<'_>) -> Result<(), StepError> {
         let shared = &self.0;
-        shared.hold()?;
+        shared.enter()?;
         let cancellation = context.cancellation.clone();
         blocking(shared, move |shared| place::publish(shared, &cancellation)).await?;
         context.memory.set(PUBLISHED, true)?;

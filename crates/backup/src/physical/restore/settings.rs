@@ -190,6 +190,9 @@ impl RecoverySettings {
 
 /// The `restore_command` that calls this program: its path and arguments quoted for the shell that the server
 /// starts, and every `%` doubled, which the server would take for its own.
+///
+/// # Errors
+/// [`RestoreError::Usage`] for words that cannot stand in the configuration file.
 pub fn restore_command(program: &Path, arguments: &[OsString]) -> Result<String, RestoreError> {
     let mut words = vec![shell_word(program.as_os_str())?];
     for argument in arguments {

@@ -309,6 +309,12 @@ pub(crate) fn register<'a>(registry: &mut Registry<'a>, context: &'a Context) {
 
 pub(crate) async fn run(args: Args, context: &Context) -> Result<ExitStatus, Failure> {
     let restore = prepare(&args, context).await?;
+    let result = make(&restore, &args, context).await;
+    restore.release().await;
+    result
+}
+
+async fn make(restore: &Restore, args: &Args, context: &Context) -> Result<ExitStatus, Failure> {
     if let Some(obstacle) = restore.obstacle().await {
         return Err(obstacle.into());
     }
@@ -317,7 +323,7 @@ pub(crate) async fn run(args: Args, context: &Context) -> Result<ExitStatus, Fai
     let plan = restore.plan_value().await?;
     let ended = Runner::new()?
         .run(
-            &restore,
+            restore,
             RunOptions {
                 dry_run: args.confirmation.dry_run,
                 ..RunOptions::default()
@@ -331,7 +337,7 @@ pub(crate) async fn run(args: Args, context: &Context) -> Result<ExitStatus, Fai
         .await;
     match ended? {
         Ended::DryRun(shown) => report::dry_run(&plan, &shown, context)?,
-        Ended::Done(done) => report::done(&restore, &plan, &done, context)?,
+        Ended::Done(done) => report::done(restore, &plan, &done, context)?,
     }
     Ok(ExitStatus::SUCCESS)
 }

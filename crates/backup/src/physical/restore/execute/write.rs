@@ -15,6 +15,7 @@ use rustix::fs::{FallocateFlags, OFlags};
 use super::super::error::RestoreError;
 use super::super::owner::Ownership;
 use super::fetch::{Packs, Wanted};
+use crate::physical::page::hash::is_zero;
 
 /// Blocks of an existing file that are read and compared at a time.
 const COMPARED: u32 = 128;
@@ -359,11 +360,6 @@ fn remove_other(path: &Path) -> io::Result<()> {
 pub(crate) fn set_mode(file: &File, mode: u32) -> io::Result<()> {
     use std::os::unix::fs::PermissionsExt;
     file.set_permissions(fs::Permissions::from_mode(mode & 0o7777))
-}
-
-fn is_zero(bytes: &[u8]) -> bool {
-    let (words, rest) = bytes.as_chunks::<64>();
-    words.iter().all(|word| *word == [0; 64]) && rest.iter().all(|byte| *byte == 0)
 }
 
 /// Makes the bytes zero, as a hole where the file system can.

@@ -120,7 +120,11 @@ pub fn choose(
             .rev()
             .find(|way| way.candidate.stopped <= moment.timestamp()),
         Target::Lsn(lsn) => complete.iter().rev().find(|way| way.candidate.stop <= *lsn),
-        Target::Xid(_) | Target::Name(_) => Some(earliest),
+        // From before a gap nothing behind it can be reached.
+        Target::Xid(_) | Target::Name(_) => complete
+            .iter()
+            .find(|way| way.reach.behind_gap.is_none())
+            .or(Some(earliest)),
     };
     let Some(best) = best else {
         return Err(earliest.too_early(aim, &candidates));

@@ -224,6 +224,10 @@ fn a_transaction_is_sought_from_the_oldest_backup_and_that_is_said() {
     assert!(choice.warnings[0].contains("--backup LABEL"), "{:?}", choice.warnings);
     let choice = choose(&backups, &wal.0, &aim(Target::Name("x".into())), Some(label(2))).expect("a way");
     assert_eq!(choice.backup.label, label(2));
+    // Of the oldest only its own WAL was kept: nothing behind it can be reached from there.
+    let wal = Wal::new().segments(1, 2..=3).segments(1, 9..=20);
+    let choice = choose(&backups, &wal.0, &aim(Target::Xid(777)), None).expect("a way");
+    assert_eq!(choice.backup.label, label(2));
 }
 
 #[test]
