@@ -221,7 +221,8 @@ async fn begin_lease(repository: &PhysicalRepository) -> Result<LeaseGuard, Crea
     let running = others.iter().find_map(|seen| {
         let other = seen.lease.as_ref()?;
         let earlier = (other.since, &*seen.id) < (own.since, lease.id());
-        (other.kind == LeaseKind::Backup && earlier && seen.is_alive(now)).then_some(other)
+        let runs = seen.is_alive(now) && !has_ended(&other.owner);
+        (other.kind == LeaseKind::Backup && earlier && runs).then_some(other)
     });
     if let Some(other) = running {
         let error = CreateError::Running {
@@ -258,7 +259,7 @@ impl Run<'_> {
         let parent_label = parent.as_ref().map(|parent| parent.label);
         let label = Label::new(Timestamp::now(), suffix(&head)?);
         self.lease.change(|lease| lease.run = Some(label)).await?;
-        let resume = self.resume(parent.as_ref()).await?;
+        let resume = self.resume(parent.as_ref(), &head).await?;
 
         let start_time = Timestamp::now();
         let started = Instant::now();
@@ -411,7 +412,7 @@ impl Run<'_> {
     }
 
     /// What an interrupted backup left.
-    async fn resume(&self, parent: Option<&Parent>) -> Result<Option<Resume>, CreateError> {
+    async fn resume(&self, parent: Option<&Parent>, head: &Head) -> Result<Option<Resume>, CreateError> {
         if !self.request.resume {
             return Ok(None);
         }
@@ -422,7 +423,8 @@ impl Run<'_> {
             return Ok(None);
         }
         let repository = self.repository.blocking();
-        let resume = tokio::task::spawn_blocking(move || Resume::load(repository, candidates))
+        let listed: HashSet<Label> = head.labels().collect();
+        let resume = tokio::task::spawn_blocking(move || Resume::load(repository, candidates, &listed))
             .await
             .map_err(|_| CreateError::Thread)?;
         if let Some(resume) = &resume {
@@ -559,6 +561,18 @@ impl Run<'_> {
             standby: self.server.facts.in_recovery,
         })
     }
+}
+
+/// Whether the owner of a lease was a process of this host that is gone: a killed one leaves its lease behind.
+/// Where that is wrong, because hosts share a name, two backups run at a time.
+fn has_ended(owner: &str) -> bool {
+    let host = rustix::system::uname();
+    owner
+        .rsplit_once(':')
+        .filter(|(name, process)| {
+            *name == host.nodename().to_string_lossy() && process.bytes().all(|byte| byte.is_ascii_digit())
+        })
+        .is_some_and(|(_, process)| !std::path::Path::new("/proc").join(process).exists())
 }
 
 /// Random digits that no backup of this second has.

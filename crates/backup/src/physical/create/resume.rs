@@ -15,7 +15,7 @@ use std::time::{Duration, SystemTime};
 
 use pgmahout_store::repository::ObjectEntry;
 use pgmahout_types::repository::manifest::{PackEntry, PackKind};
-use pgmahout_types::repository::{BLOCK_SIZE, FileId, PackId, PackIndex, PageHash};
+use pgmahout_types::repository::{BLOCK_SIZE, FileId, Label, PackId, PackIndex, PageHash};
 use tokio_util::sync::CancellationToken;
 
 use super::error::CreateError;
@@ -72,12 +72,14 @@ pub(super) async fn candidates(
 }
 
 impl Resume {
-    /// Reads the indexes of packs. Those that cannot be read are left alone.
+    /// Reads the indexes of packs. Those that cannot be read are left alone, and so are those that a backup of
+    /// `listed` wrote: that is finished, and what it stored may since have been found damaged.
     ///
     /// For blocking threads.
     pub(super) fn load(
         repository: BlockingRepository,
         candidates: Vec<(PackId, ObjectEntry)>,
+        listed: &HashSet<Label>,
     ) -> Option<Self> {
         let mut resume = Self {
             repository,
@@ -88,7 +90,7 @@ impl Resume {
         };
         for (id, entry) in candidates {
             match resume.read(id, entry.size) {
-                Ok((pack, index)) if index.kind == PackKind::Data => {
+                Ok((pack, index)) if index.kind == PackKind::Data && !listed.contains(&index.run) => {
                     let number = resume.packs.len() as u32;
                     for run in index.frames.iter().flat_map(|frame| &frame.runs) {
                         let packs = resume.files.entry(run.file).or_default();

@@ -61,11 +61,17 @@ pub(super) async fn fetch(
 ) -> Result<Result<Bytes, ObjectDamage>, VerifyError> {
     match repository.repository().get_bytes(name, limit).await {
         Ok(bytes) => Ok(Ok(bytes)),
-        Err(error) if error.is_not_found() => Ok(Err(ObjectDamage::whole("it is missing".to_owned()))),
-        Err(StoreError::TooLarge { .. }) => Ok(Err(ObjectDamage::whole(
-            "it is longer than it was written".to_owned(),
-        ))),
-        Err(error) => Err(error.into()),
+        Err(error) => damage_or_error(error).map(Err),
+    }
+}
+
+/// What the storage says of an object, where that is about the object and not about the storage.
+fn damage_or_error(error: StoreError) -> Result<ObjectDamage, VerifyError> {
+    match error {
+        error if error.is_not_found() => Ok(ObjectDamage::whole("it is missing".to_owned())),
+        StoreError::TooLarge { .. } => Ok(ObjectDamage::whole("it is longer than it was written".to_owned())),
+        StoreError::Corrupt { .. } => Ok(ObjectDamage::whole("it is shorter than it was written".to_owned())),
+        error => Err(error.into()),
     }
 }
 
@@ -248,18 +254,11 @@ pub(super) async fn read_index(
     entry: &PackEntry,
 ) -> Result<Result<KnownIndex, ObjectDamage>, VerifyError> {
     let name = name(repository, entry);
-    let damage_or_error = |error: StoreError| {
-        if error.is_not_found() {
-            Ok(Err(ObjectDamage::whole("it is missing".to_owned())))
-        } else {
-            Err(VerifyError::from(error))
-        }
-    };
     let store = repository.repository();
     let tail = entry.size.saturating_sub(TRAILER_LENGTH as u64);
     let trailer = match store.read_range(&name, tail..entry.size).await {
         Ok(bytes) => bytes,
-        Err(error) => return damage_or_error(error),
+        Err(error) => return damage_or_error(error).map(Err),
     };
     let trailer = match Trailer::read(&trailer, entry.size) {
         Ok(trailer) => trailer,
@@ -267,7 +266,7 @@ pub(super) async fn read_index(
     };
     let stored = match store.read_range(&name, trailer.final_frame(entry.size)).await {
         Ok(bytes) => bytes,
-        Err(error) => return damage_or_error(error),
+        Err(error) => return damage_or_error(error).map(Err),
     };
     let kind = match entry.kind {
         PackKind::Data => kind::PACK,

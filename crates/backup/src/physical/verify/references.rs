@@ -187,13 +187,13 @@ impl Walk<'_> {
 
     /// The index of a pack; `None` where that is damaged, which is then known.
     async fn index(&mut self, entry: &PackEntry) -> Result<Option<pack::KnownIndex>, VerifyError> {
+        if self.damages.is_lost(&ObjectName::Pack(entry.id), u32::MAX) {
+            return Ok(None);
+        }
         match self.indexes.get(self.repository, entry).await? {
             Ok(index) => Ok(Some(index)),
             Err(damage) => {
-                let name = ObjectName::Pack(entry.id);
-                if !self.damages.is_lost(&name, u32::MAX) {
-                    self.damages.add(name, damage);
-                }
+                self.damages.add(ObjectName::Pack(entry.id), damage);
                 Ok(None)
             }
         }
