@@ -9,9 +9,7 @@ use pgmahout_store::framed;
 use pgmahout_store::repository::{CreateOutcome, ObjectEntry};
 use pgmahout_types::WalFileName;
 use pgmahout_types::repository::head::HeadError;
-use pgmahout_types::repository::{
-    BackupEntry, CondemnedId, CondemnedObjects, Head, Label, PackId,
-};
+use pgmahout_types::repository::{BackupEntry, CondemnedId, CondemnedObjects, Head, Label, PackId};
 use serde::Serialize;
 use tokio_util::sync::CancellationToken;
 
@@ -209,7 +207,10 @@ impl Collection<'_> {
         let examined = labels(&head.backups);
         let mut used = Used::default();
         for entry in &head.backups {
-            let ends = self.repository.read_manifest_ends(entry.label, Some(entry.manifest)).await?;
+            let ends = self
+                .repository
+                .read_manifest_ends(entry.label, Some(entry.manifest))
+                .await?;
             used.add(&References::of(&ends.0, &ends.1));
         }
         // Backups that are listed no more, or not yet.
@@ -262,7 +263,12 @@ impl Collection<'_> {
         }
         let retained = decide(&head.backups, &survey.archive, policy, plan.at, &plan.zone);
         let kept = labels(&head.backups);
-        readers.extend(survey.leased_entries(&BTreeSet::new()).into_iter().filter(|entry| kept.contains(&entry.label)));
+        readers.extend(
+            survey
+                .leased_entries(&BTreeSet::new())
+                .into_iter()
+                .filter(|entry| kept.contains(&entry.label)),
+        );
         let wanted = WantedWal::new(
             &head.backups,
             &retained.bases,
@@ -363,7 +369,10 @@ impl Collection<'_> {
                     Ok(None) => return (name, Ok(None)),
                     Err(error) => return (name, Err(error)),
                 };
-                let deleted = store.delete(&name).await.map(|was_there| was_there.then_some(size));
+                let deleted = store
+                    .delete(&name)
+                    .await
+                    .map(|was_there| was_there.then_some(size));
                 (name, deleted)
             })
             .buffer_unordered(AT_ONCE);

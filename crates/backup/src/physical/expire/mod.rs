@@ -14,6 +14,8 @@ mod collect;
 pub mod policy;
 mod proof;
 mod survey;
+#[cfg(test)]
+mod tests;
 
 use std::collections::BTreeSet;
 

@@ -171,12 +171,20 @@ impl Archive {
 
     /// All timelines that are known, by segments or by history.
     fn timelines(&self) -> BTreeSet<TimelineId> {
-        self.segments.keys().chain(self.histories.keys()).copied().collect()
+        self.segments
+            .keys()
+            .chain(self.histories.keys())
+            .copied()
+            .collect()
     }
 
     /// When anything of a timeline was last archived.
     fn last_archived(&self, timeline: TimelineId) -> Option<Timestamp> {
-        let segments = self.segments.get(&timeline).into_iter().flat_map(BTreeMap::values);
+        let segments = self
+            .segments
+            .get(&timeline)
+            .into_iter()
+            .flat_map(BTreeMap::values);
         let history = self.histories.get(&timeline).map(|(_, at)| at);
         segments.chain(history).max().copied()
     }
@@ -232,7 +240,10 @@ impl Retained {
 /// Why a backup is not known to be good.
 pub fn fault(backup: &BackupEntry, archive: &Archive) -> Option<String> {
     if backup.findings > 0 {
-        return Some(format!("{} pages were damaged when it was taken", backup.findings));
+        return Some(format!(
+            "{} pages were damaged when it was taken",
+            backup.findings
+        ));
     }
     for (examination, what) in [(&backup.verified, "verification"), (&backup.drilled, "drill")] {
         if let Some(examination) = examination
@@ -281,7 +292,10 @@ pub fn decide(
         (policy.monthly, Reason::Monthly, Date::first_of_month),
     ] {
         let mut periods = BTreeSet::new();
-        for decision in decisions.iter_mut().filter(|decision| decision.not_good.is_none()) {
+        for decision in decisions
+            .iter_mut()
+            .filter(|decision| decision.not_good.is_none())
+        {
             if periods.insert(period(date(decision.stop_time))) && periods.len() <= count as usize {
                 decision.keep.insert(reason);
             }
@@ -442,7 +456,10 @@ impl WantedWal {
         for segment in running {
             if let Ok(number) = segment.number(archive.segment_size) {
                 // Whatever timeline comes after it.
-                let later = archive.timelines().into_iter().filter(|timeline| *timeline >= segment.timeline());
+                let later = archive
+                    .timelines()
+                    .into_iter()
+                    .filter(|timeline| *timeline >= segment.timeline());
                 for timeline in later.chain([segment.timeline()]) {
                     wanted.add(timeline, number, None);
                 }

@@ -77,10 +77,14 @@ impl WindowProof {
             .map_or(0, |(last, _)| *last);
         for number in first..=newest.max(first) {
             // A segment is taken from the newest timeline that has a part of it.
-            let last_byte = pgmahout_types::Lsn::new(number.saturating_add(1).saturating_mul(size.bytes()) - 1);
+            let last_byte =
+                pgmahout_types::Lsn::new(number.saturating_add(1).saturating_mul(size.bytes()) - 1);
             let owner = history.timeline_at(last_byte).max(base.timeline);
             let segment = SegmentName::new(owner, number, size);
-            let archived = archive.segments.get(&owner).and_then(|segments| segments.get(&number));
+            let archived = archive
+                .segments
+                .get(&owner)
+                .and_then(|segments| segments.get(&number));
             let Some(at) = archived else {
                 proof.gap = segment.filter(|_| number < newest);
                 break;

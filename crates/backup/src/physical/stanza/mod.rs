@@ -21,6 +21,10 @@ pub mod memory;
 pub mod names;
 pub mod protocol;
 mod setup;
+#[cfg(test)]
+pub(crate) mod support;
+#[cfg(test)]
+mod tests;
 
 use std::sync::{Arc, Mutex, PoisonError, RwLock};
 

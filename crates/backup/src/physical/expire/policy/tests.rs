@@ -110,7 +110,11 @@ impl Cluster {
             return;
         }
         let known = self.archive.timelines();
-        let newest = known.into_iter().max().unwrap_or(TimelineId::FIRST).max(self.timeline);
+        let newest = known
+            .into_iter()
+            .max()
+            .unwrap_or(TimelineId::FIRST)
+            .max(self.timeline);
         let next = newest.next().expect("few timelines");
         // In the middle of a segment, as it is.
         let switchpoint = lsn - SIZE.bytes() / 3;
@@ -169,7 +173,10 @@ impl Cluster {
         let floors = wanted.floors(&self.archive);
         for backup in &self.backups {
             let floor = floors.get(&backup.timeline);
-            prop_assert!(floor.is_none_or(|floor| backup.wal.first >= *floor), "the floor is too high");
+            prop_assert!(
+                floor.is_none_or(|floor| backup.wal.first >= *floor),
+                "the floor is too high"
+            );
         }
         for (timeline, segments) in &mut self.archive.segments {
             segments.retain(|number, _| {
@@ -180,7 +187,10 @@ impl Cluster {
                 !gone
             });
             for number in segments.keys() {
-                prop_assert!(wanted.contains(*timeline, *number), "segment {number} stays for nothing");
+                prop_assert!(
+                    wanted.contains(*timeline, *number),
+                    "segment {number} stays for nothing"
+                );
             }
         }
         for backup in &self.backups {
@@ -272,7 +282,13 @@ fn daily(days: u32) -> Cluster {
 }
 
 fn reasons(cluster: &Cluster, policy: &Policy) -> Vec<(u32, Vec<Reason>)> {
-    let retained = decide(&cluster.backups, &cluster.archive, policy, cluster.now, &TimeZone::UTC);
+    let retained = decide(
+        &cluster.backups,
+        &cluster.archive,
+        policy,
+        cluster.now,
+        &TimeZone::UTC,
+    );
     let day = |label: Label| label.start().to_zoned(TimeZone::UTC).day() as u32;
     retained
         .decisions
@@ -290,7 +306,10 @@ fn the_window_keeps_the_newest_backup_from_before_it() {
         ..Policy::NOTHING
     };
     // Now it is the 15th at midnight: the window begins on the 12th.
-    let kept: Vec<u32> = reasons(&cluster, &policy).into_iter().map(|(day, _)| day).collect();
+    let kept: Vec<u32> = reasons(&cluster, &policy)
+        .into_iter()
+        .map(|(day, _)| day)
+        .collect();
     assert_eq!(kept, [14, 13, 12, 11]);
     assert_eq!(
         reasons(&cluster, &policy).last().expect("four").1,
@@ -315,7 +334,10 @@ fn after_a_recovery_to_before_the_newest_backup_the_older_one_stays() {
         recovery_window: Some(Duration::from_hours(24)),
         ..Policy::NOTHING
     };
-    let kept: Vec<u32> = reasons(&cluster, &policy).into_iter().map(|(day, _)| day).collect();
+    let kept: Vec<u32> = reasons(&cluster, &policy)
+        .into_iter()
+        .map(|(day, _)| day)
+        .collect();
     assert!(kept.iter().any(|day| *day <= 7), "{kept:?}");
 }
 
@@ -326,7 +348,11 @@ fn the_last_good_backup_stays_whatever_the_policy() {
         backup.findings = 1;
     }
     let kept = reasons(&cluster, &Policy::NOTHING);
-    assert!(kept.iter().any(|(day, reasons)| *day == 6 && reasons.contains(&Reason::Minimum)), "{kept:?}");
+    assert!(
+        kept.iter()
+            .any(|(day, reasons)| *day == 6 && reasons.contains(&Reason::Minimum)),
+        "{kept:?}"
+    );
 }
 
 #[test]
@@ -344,7 +370,13 @@ fn pinned_backups_stay_with_their_wal() {
         last: 1,
         ..Policy::NOTHING
     };
-    let retained = decide(&cluster.backups, &cluster.archive, &policy, cluster.now, &TimeZone::UTC);
+    let retained = decide(
+        &cluster.backups,
+        &cluster.archive,
+        &policy,
+        cluster.now,
+        &TimeZone::UTC,
+    );
     assert_eq!(retained.kept().len(), 2);
     cluster.expire(&policy).expect("all restores");
     assert_eq!(fault(&cluster.backups[0], &cluster.archive), None);
@@ -358,9 +390,23 @@ fn a_backup_that_is_being_made_keeps_its_wal() {
         ..Policy::NOTHING
     };
     let running = SegmentName::new(TimelineId::FIRST, 11, SIZE).expect("a segment");
-    let retained = decide(&cluster.backups, &cluster.archive, &policy, cluster.now, &TimeZone::UTC);
-    cluster.backups.retain(|backup| retained.kept().contains(&backup.label));
-    let wanted = WantedWal::new(&cluster.backups, &retained.bases, &[], &[running], &cluster.archive);
+    let retained = decide(
+        &cluster.backups,
+        &cluster.archive,
+        &policy,
+        cluster.now,
+        &TimeZone::UTC,
+    );
+    cluster
+        .backups
+        .retain(|backup| retained.kept().contains(&backup.label));
+    let wanted = WantedWal::new(
+        &cluster.backups,
+        &retained.bases,
+        &[],
+        &[running],
+        &cluster.archive,
+    );
     assert!(wanted.contains(TimelineId::FIRST, 11) && !wanted.contains(TimelineId::FIRST, 10));
     assert_eq!(wanted.floors(&cluster.archive)[&TimelineId::FIRST], running);
 }

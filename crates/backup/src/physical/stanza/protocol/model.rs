@@ -275,7 +275,7 @@ enum Reading {
     Leased(usize),
     /// The head was read before the lease: only when that rule is broken.
     HasHead(usize),
-    Reading(usize),
+    AtWork(usize),
     Done,
 }
 
@@ -326,7 +326,7 @@ impl World {
             }
         }
         if self.live & READER != 0
-            && let Reading::Leased(label) | Reading::Reading(label) = self.reader
+            && let Reading::Leased(label) | Reading::AtWork(label) = self.reader
         {
             seen.labels |= 1 << label;
         }
@@ -368,7 +368,7 @@ enum Changed {
 
 /// All heads that occur, each once.
 struct Heads {
-    heads: Vec<Head>,
+    all: Vec<Head>,
     listed: Vec<Mask>,
     ids: HashMap<String, HeadId>,
     results: HashMap<(HeadId, Change), Changed>,
@@ -380,7 +380,7 @@ const THEN: Timestamp = Timestamp::UNIX_EPOCH;
 impl Heads {
     fn new(broken: Broken) -> Self {
         Self {
-            heads: Vec::new(),
+            all: Vec::new(),
             listed: Vec::new(),
             ids: HashMap::new(),
             results: HashMap::new(),
@@ -393,11 +393,11 @@ impl Heads {
         match self.ids.entry(key) {
             Entry::Occupied(entry) => *entry.get(),
             Entry::Vacant(entry) => {
-                let id = HeadId::try_from(self.heads.len()).expect("few heads");
+                let id = HeadId::try_from(self.all.len()).expect("few heads");
                 let listed = (0..LABELS)
                     .filter(|index| head.backups.iter().any(|backup| backup.label == label(*index)))
                     .fold(0, |mask, index| mask | 1 << index);
-                self.heads.push(head);
+                self.all.push(head);
                 self.listed.push(listed);
                 *entry.insert(id)
             }
@@ -405,7 +405,7 @@ impl Heads {
     }
 
     fn head(&self, id: HeadId) -> &Head {
-        &self.heads[usize::from(id)]
+        &self.all[usize::from(id)]
     }
 
     fn listed(&self, id: HeadId) -> Mask {
@@ -609,7 +609,7 @@ impl Checker {
                 return Err(format!("backup {label} is listed, and WAL of it is deleted"));
             }
         }
-        if let Reading::Reading(label) = world.reader
+        if let Reading::AtWork(label) = world.reader
             && world.live & READER != 0
             && (world.references(label) | wal_from(label)) & !world.objects != 0
         {
@@ -714,7 +714,7 @@ impl Checker {
                 // A parent that cannot be read any more is an error, and the backup ends.
                 if world.references_of(parent) & !world.objects != 0 {
                     go("gives up", Publishing::Refused, &|world| {
-                        world.live &= !(1 << publisher)
+                        world.live &= !(1 << publisher);
                     });
                     return;
                 }
@@ -971,16 +971,16 @@ impl Checker {
                     }
                 }
             }
-            Reading::HasHead(label) => go("reader leases", label, Reading::Reading(label), true),
+            Reading::HasHead(label) => go("reader leases", label, Reading::AtWork(label), true),
             Reading::Leased(label) => {
                 let live = world.live & READER != 0;
                 if listed & 1 << label == 0 {
                     go("reader finds it gone", label, Reading::Done, false);
                 } else if live {
-                    go("reader reads", label, Reading::Reading(label), true);
+                    go("reader reads", label, Reading::AtWork(label), true);
                 }
             }
-            Reading::Reading(label) => go("reader ends", label, Reading::Done, false),
+            Reading::AtWork(label) => go("reader ends", label, Reading::Done, false),
             Reading::Done => {}
         }
     }
