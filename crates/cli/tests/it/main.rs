@@ -1,5 +1,10 @@
 //! Black-box tests of the binary: arguments, exit status, stdout, stderr, against real servers.
 
+mod backup_drill;
+mod backup_verify;
+mod backup_create;
+mod archived;
+mod backup_rounds;
 mod completion;
 mod config;
 mod demo;
@@ -24,9 +29,13 @@ mod health_run;
 mod health_sessions;
 mod health_wal;
 mod help;
+mod physical_scene;
 mod procedure;
 mod questions;
+mod repo;
 mod report;
 mod restore;
 mod role;
 mod verify;
+mod wal;
+mod wal_server;

@@ -4,7 +4,7 @@
 //! * [`file`]: what a file of the server must be before it is archived;
 //! * [`inventory`]: ranges, gaps and branches of what is there;
 //! * [`push`]: from pg_wal into the repositories; [`fetch`]: back to the server;
-//! * [`verify`]: everything read back;
+//! * [`verify`]: everything read back; [`enable`]: archiving turned on and off;
 //! * [`error`]: what can go wrong.
 //!
 //! What is archived is never replaced. The same content again is success, other content under the same name is an
@@ -15,6 +15,7 @@
 //! A file that is stored or fetched is in memory twice: as it is, and as its object.
 
 mod archive;
+pub mod enable;
 pub mod error;
 pub mod fetch;
 pub mod file;

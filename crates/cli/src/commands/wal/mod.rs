@@ -1,5 +1,6 @@
 //! `pgmahout wal`.
 
+mod enable;
 mod fetch;
 mod list;
 mod push;
@@ -25,6 +26,8 @@ pub(crate) enum Command {
     Fetch(fetch::Args),
     List(list::Args),
     Verify(verify::Args),
+    Enable(enable::EnableArgs),
+    Disable(enable::DisableArgs),
 }
 
 pub(crate) async fn run(command: Command, context: &Context) -> Result<ExitStatus, Failure> {
@@ -33,6 +36,8 @@ pub(crate) async fn run(command: Command, context: &Context) -> Result<ExitStatu
         Command::Fetch(args) => Box::pin(fetch::run(args, context)).await,
         Command::List(args) => Box::pin(list::run(args, context)).await,
         Command::Verify(args) => Box::pin(verify::run(args, context)).await,
+        Command::Enable(args) => Box::pin(enable::enable(args, context)).await,
+        Command::Disable(args) => Box::pin(enable::disable(args, context)).await,
     }
 }
 
