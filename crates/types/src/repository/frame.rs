@@ -11,9 +11,9 @@ pub const FRAME_HEADER: u32 = 8;
 /// Bytes of a frame behind its payload.
 pub const FRAME_TAG: u32 = 16;
 
-/// The most bytes that a frame may hold when opened: 4 MiB. A payload is never longer either, because
-/// what does not compress is stored as it is.
-pub const LARGEST_FRAME: u32 = 4 << 20;
+/// The most bytes that a frame may hold when opened: 64 MiB, the page map of a file of more than 50 GiB. A
+/// payload is never longer either, because what does not compress is stored as it is.
+pub const LARGEST_FRAME: u32 = 64 << 20;
 
 /// The raw bytes that a frame of file content holds at most: 128 KiB, 16 blocks.
 pub const DATA_FRAME: u32 = 128 << 10;
