@@ -94,6 +94,12 @@ pub enum CreateError {
     /// The map of a file could not be made.
     #[error("cannot make the page map of a file")]
     Map(#[source] pgmahout_types::repository::page_map::PageMapError),
+    /// A file has more blocks than a page map can hold.
+    #[error("a file of {} in the data directory is too large for a backup", pgmahout_types::Bytes::new(*.bytes))]
+    FileTooLarge {
+        /// Its bytes.
+        bytes: u64,
+    },
     /// A manifest could not be read or written.
     #[error(transparent)]
     Manifest(#[from] pgmahout_types::repository::manifest::ManifestError),
@@ -233,6 +239,9 @@ impl Diagnose for CreateError {
                         path.display()
                     )
                 });
+            }
+            Self::FileTooLarge { .. } => {
+                "PostgreSQL splits its own files into parts of 1 GiB: move what else is there out of the data directory"
             }
             Self::Promoted | Self::TimelineChanged { .. } => {
                 "run the command again: it takes a new backup of the server as it is now"

@@ -49,6 +49,7 @@ use std::time::{Duration, Instant, SystemTime};
 use jiff::Timestamp;
 use pgmahout_procedure::report::{Level, Reporter, Task, Unit};
 use pgmahout_store::framed::FrameCodec;
+use pgmahout_types::diagnostic::{Diagnose, Outcome};
 use pgmahout_types::repository::manifest::{WalRange, Work};
 use pgmahout_types::repository::{BackupEntry, Head, Label, Method};
 use pgmahout_types::{Bytes, Lsn, TimelineHistory, TimelineId};
@@ -194,7 +195,11 @@ async fn checked(
         }
         Err(error) => {
             server.abandon().await;
-            Err(error)
+            // Whatever noticed it first.
+            Err(match error.outcome() {
+                Outcome::Interrupted => CreateError::Interrupted,
+                _ => error,
+            })
         }
     }
 }

@@ -28,6 +28,8 @@ use crate::physical::files::classify::FileKind;
 use crate::physical::files::walk::FileList;
 use crate::physical::stanza::BlockingRepository;
 
+/// More workers would need more memory than a backup may take.
+const MOST_WORKERS: usize = 32;
 /// Threads that store packs.
 const UPLOADERS: usize = 2;
 
@@ -69,7 +71,7 @@ impl Pipeline {
     ///
     /// When it was cancelled, what is stored stays for the next backup.
     pub(super) fn run(self) -> Result<Made, CreateError> {
-        let jobs = self.jobs.max(1);
+        let jobs = self.jobs.clamp(1, MOST_WORKERS);
         let settings = Arc::new(PackSettings {
             cipher: self.repository.repository().cipher(),
             codec: self.codec,

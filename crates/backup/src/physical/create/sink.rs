@@ -5,7 +5,7 @@ use std::sync::{Mutex, PoisonError};
 
 use pgmahout_types::repository::manifest::{Content, MapContent, MapRef};
 use pgmahout_types::repository::page_map::{InlineMap, Overlay};
-use pgmahout_types::repository::{FileId, PackId, PageMap};
+use pgmahout_types::repository::{FileId, LARGEST_FRAME, PackId, PageMap};
 
 use super::chunk::{self, Chunk};
 use super::error::CreateError;
@@ -158,6 +158,9 @@ impl Sink {
         map: &PageMap,
     ) -> Result<(PackedFrame, Option<PackedFrame>), CreateError> {
         let whole = map.encode();
+        if whole.len() > LARGEST_FRAME as usize {
+            return Err(CreateError::FileTooLarge { bytes: map.size() });
+        }
         let base = file.parent.and_then(|parent| {
             let stored = parent.stored.as_ref()?;
             Some(match &stored.base {
