@@ -282,3 +282,128 @@ fn absolute(path: &Path) -> Result<PathBuf, RestoreError> {
         }
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use pgmahout_types::repository::manifest::Tablespace;
+    use pgmahout_types::repository::{LinkTarget, Method};
+
+    fn header(tablespaces: &[(u32, &str, &str)], map: Option<&str>) -> Header {
+        let timeline = pgmahout_types::TimelineId::FIRST;
+        let segment = pgmahout_types::SegmentName::containing(
+            timeline,
+            pgmahout_types::Lsn::new(0x200_0028),
+            pgmahout_types::SegmentSize::DEFAULT,
+        );
+        let label: pgmahout_types::repository::Label = "20261121T104500Z-3f9a".parse().expect("a label");
+        Header {
+            format: 1,
+            label,
+            method: Method::Local,
+            stanza: "main".to_owned(),
+            system_identifier: pgmahout_types::SystemIdentifier::new(7),
+            server_version: pgmahout_types::version::ServerVersion::from_number(150_018),
+            catalog_version: 202_209_061,
+            control_version: 1300,
+            page_size: 8192,
+            relation_segment_blocks: 131_072,
+            wal_segment_size: pgmahout_types::SegmentSize::DEFAULT,
+            data_checksums: pgmahout_types::control::DataChecksums::Off,
+            start_time: label.start(),
+            stop_time: label.start(),
+            timeline,
+            start_lsn: pgmahout_types::Lsn::new(0x200_0028),
+            stop_lsn: pgmahout_types::Lsn::new(0x200_0100),
+            wal: pgmahout_types::repository::manifest::WalRange {
+                first: segment,
+                last: segment,
+            },
+            timeline_history: None,
+            parent: None,
+            backup_label: Vec::new().into(),
+            tablespace_map: map.map(|map| map.as_bytes().into()),
+            tablespaces: tablespaces
+                .iter()
+                .map(|(oid, name, path)| Tablespace {
+                    oid: *oid,
+                    name: Some((*name).to_owned()),
+                    path: LinkTarget::new(*path).expect("a path"),
+                    in_place: false,
+                })
+                .collect(),
+            outside: Vec::new(),
+            owners: Vec::new(),
+            annotations: std::collections::BTreeMap::new(),
+            written_by: String::new(),
+            host: String::new(),
+        }
+    }
+
+    fn remap(data: &str, wal: Option<&str>, tablespaces: &[(&str, &str)]) -> Remap {
+        Remap {
+            data_dir: data.into(),
+            wal_dir: wal.map(PathBuf::from),
+            tablespaces: tablespaces
+                .iter()
+                .map(|(name, path)| ((*name).to_owned(), PathBuf::from(path)))
+                .collect(),
+        }
+    }
+
+    const MAP: &str = "16385 /nowhere/fast\n16386 /nowhere/slow\n";
+
+    fn two() -> Header {
+        header(&[(16_385, "fast", "/nowhere/fast"), (16_386, "slow", "/nowhere/slow")], Some(MAP))
+    }
+
+    #[test]
+    fn paths_go_to_where_their_root_goes() {
+        let remap = remap("/nowhere/data", Some("/nowhere/wal"), &[("fast", "/nowhere/ssd")]);
+        let layout = Layout::new(&remap, &two()).expect("a layout");
+        for (path, expected) in [
+            (".", "/nowhere/data"),
+            ("base/5/1259", "/nowhere/data/base/5/1259"),
+            ("pg_wal", "/nowhere/wal"),
+            ("pg_wal/archive_status", "/nowhere/wal/archive_status"),
+            ("pg_tblspc", "/nowhere/data/pg_tblspc"),
+            ("pg_tblspc/16385", "/nowhere/ssd"),
+            ("pg_tblspc/16385/PG_15_202209061/5/1", "/nowhere/ssd/PG_15_202209061/5/1"),
+            ("pg_tblspc/16386/PG_15_202209061/5/1", "/nowhere/slow/PG_15_202209061/5/1"),
+            // In place: a directory of the data directory.
+            ("pg_tblspc/16400/PG_15_202209061/5/1", "/nowhere/data/pg_tblspc/16400/PG_15_202209061/5/1"),
+        ] {
+            let path = RelativePath::new(path).expect("a path");
+            assert_eq!(layout.locate(&path), Path::new(expected), "{path}");
+        }
+        assert_eq!(layout.version_directory(), "PG_15_202209061");
+    }
+
+    #[test]
+    fn the_tablespace_map_is_the_servers_own_unless_something_moves() {
+        let header = two();
+        let same = Layout::new(&remap("/nowhere/data", None, &[]), &header).expect("a layout");
+        assert_eq!(same.tablespace_map(&header).expect("readable").as_deref(), Some(MAP.as_bytes()));
+        let moved = Layout::new(&remap("/nowhere/data", None, &[("16386", "/nowhere/ssd")]), &header);
+        let map = moved.expect("a layout").tablespace_map(&header).expect("readable").expect("there");
+        assert_eq!(String::from_utf8_lossy(&map), "16385 /nowhere/fast\n16386 /nowhere/ssd\n");
+        let none = super::tests::header(&[], None);
+        let layout = Layout::new(&remap("/nowhere/data", None, &[]), &none).expect("a layout");
+        assert_eq!(layout.tablespace_map(&none).expect("readable"), None);
+    }
+
+    #[test]
+    fn directories_that_lie_in_each_other_are_refused() {
+        for (data, wal, tablespaces) in [
+            ("/nowhere/data", Some("/nowhere/data/pg_wal"), vec![]),
+            ("/nowhere/data", None, vec![("fast", "/nowhere/data/pg_tblspc/x")]),
+            ("/nowhere/data", None, vec![("fast", "/nowhere/slow")]),
+            ("/nowhere/fast/data", None, vec![]),
+            ("/nowhere/data", None, vec![("unknown", "/nowhere/x")]),
+            ("", None, vec![]),
+        ] {
+            let error = Layout::new(&remap(data, wal, &tablespaces), &two()).expect_err(data);
+            assert!(matches!(error, RestoreError::Usage { .. }), "{error}");
+        }
+    }
+}
