@@ -14,9 +14,22 @@ use crate::{Refusal, setup};
 pub(crate) fn run(arguments: &[String]) -> Result<()> {
     match arguments.split_first() {
         Some((name, rest)) if name == "dump" || name == "health" => with_server(name, rest),
+        Some((name, rest)) if name == "backup" => backup(rest),
         Some((name, [])) if name == "start" => start(),
-        _ => Err(Refusal("bench wants one of: dump, health, start".to_owned()).into()),
+        _ => Err(Refusal("bench wants one of: backup, dump, health, start".to_owned()).into()),
     }
+}
+
+/// Against the pgBackRest that `--peer` names, else against Debian's.
+fn backup(arguments: &[String]) -> Result<()> {
+    let mut arguments = arguments.to_vec();
+    if !arguments.iter().any(|argument| argument == "--peer") {
+        match setup::pgbackrest() {
+            Ok(path) => arguments.extend(["--peer".to_owned(), path.display().to_string()]),
+            Err(error) => println!("no pgBackRest to compare with: {error:#}; name one with --peer PATH"),
+        }
+    }
+    with_server("backup", &arguments)
 }
 
 fn with_server(name: &str, arguments: &[String]) -> Result<()> {

@@ -28,6 +28,9 @@ Usage: cargo xtask <COMMAND>
   lint                    formatting, clippy, crate directions, documentation, links, file sizes
   fuzz [TARGET] [--seconds N]
                           fuzz one parser, or each for N seconds (30)
+  bench backup [--peer PGBACKREST] [--scale GIB] [--rounds N] [--segments N] [--files N] [--only ROW,...]
+                          speed and memory of physical backups against pgBackRest (Debian's, or the one named);
+                          rows: full, incremental, restore, delta, push, fetch, files
   bench dump [--scale GIB] [--rounds N]
                           speed and memory of dumps against pg_dump | gzip and pg_dump | zstd
   bench health [--tables N] [--rounds N]

@@ -78,6 +78,18 @@ pub(crate) fn for_tests() -> Result<Vec<(&'static str, PathBuf)>> {
     ])
 }
 
+/// Debian's pgBackRest, installed where it is missing.
+///
+/// # Errors
+/// When it is missing and cannot be installed.
+pub(crate) fn pgbackrest() -> Result<PathBuf> {
+    let program = PathBuf::from("/usr/bin/pgbackrest");
+    if !program.is_file() {
+        debian::install(&["pgbackrest"])?;
+    }
+    Ok(program)
+}
+
 /// What fuzzing needs: libFuzzer is C++.
 pub(crate) fn for_fuzzing() -> Result<()> {
     if on_path("c++") {

@@ -1,6 +1,10 @@
 //! How long a command takes, and how much memory it and its children hold.
 
+use std::path::{Path, PathBuf};
 use std::process::{Command, ExitStatus, Stdio};
+use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
+use std::thread::JoinHandle;
 use std::time::{Duration, Instant};
 
 use crate::processes;
@@ -63,6 +67,71 @@ pub fn run(command: &mut Command) -> Measured {
     }
 }
 
+/// Watches every process of one program, whoever started it: for programs that go on in the background after
+/// the command has ended.
+#[derive(Debug)]
+pub struct Watch {
+    program: PathBuf,
+    ended: Arc<AtomicBool>,
+    peak: Arc<AtomicU64>,
+    watcher: JoinHandle<()>,
+}
+
+impl Watch {
+    /// Begins. `program` is the executable file.
+    pub fn start(program: &Path) -> Self {
+        let program = program
+            .canonicalize()
+            .unwrap_or_else(|error| panic!("{}: {error}", program.display()));
+        let ended = Arc::new(AtomicBool::new(false));
+        let peak = Arc::new(AtomicU64::new(0));
+        let watcher = std::thread::spawn({
+            let (program, ended, peak) = (program.clone(), Arc::clone(&ended), Arc::clone(&peak));
+            move || {
+                while !ended.load(Ordering::Relaxed) {
+                    let all: u64 = processes_of(&program)
+                        .into_iter()
+                        .map(|pid| memory(pid, "VmRSS:"))
+                        .sum();
+                    peak.fetch_max(all, Ordering::Relaxed);
+                    std::thread::sleep(Duration::from_millis(50));
+                }
+            }
+        });
+        Self {
+            program,
+            ended,
+            peak,
+            watcher,
+        }
+    }
+
+    /// Waits until no process of the program is left, and gives back the most memory, in bytes, that all of them
+    /// were seen to hold together. Processes that end within 50 ms may not be seen.
+    pub fn stop_when_idle(self) -> u64 {
+        crate::poll::blocking_until(
+            Duration::from_mins(2),
+            "the end of the program's processes",
+            || processes_of(&self.program).is_empty(),
+        );
+        self.ended.store(true, Ordering::Relaxed);
+        self.watcher.join().expect("the watcher does not panic");
+        self.peak.load(Ordering::Relaxed)
+    }
+}
+
+/// The processes whose executable file this is.
+fn processes_of(program: &Path) -> Vec<u32> {
+    let Ok(entries) = std::fs::read_dir("/proc") else {
+        return Vec::new();
+    };
+    entries
+        .flatten()
+        .filter_map(|entry| entry.file_name().to_str()?.parse::<u32>().ok())
+        .filter(|pid| std::fs::read_link(format!("/proc/{pid}/exe")).is_ok_and(|path| path == program))
+        .collect()
+}
+
 /// A process with its children and theirs.
 fn tree(root: u32) -> Vec<u32> {
     let mut found = vec![root];
@@ -104,6 +173,25 @@ mod tests {
         assert!(measured.elapsed >= Duration::from_millis(300));
         assert!(measured.peak > 0 && measured.peak < 32 << 20, "{}", measured.peak);
         assert!(measured.peak_with_children >= measured.peak);
+    }
+
+    #[test]
+    fn memory_of_a_program_in_the_background_is_seen() {
+        let directory = tempfile::tempdir().unwrap();
+        let program = directory.path().join("sleeper");
+        std::fs::copy("/bin/sleep", &program).unwrap();
+        let watch = Watch::start(&program);
+        let script = "\"$0\" 0.5 &";
+        let status = Command::new("/bin/sh")
+            .args(["-c", script])
+            .arg(&program)
+            .status();
+        assert!(status.unwrap().success());
+        crate::poll::blocking_until(Duration::from_secs(10), "its start", || {
+            !processes_of(&program).is_empty()
+        });
+        assert!(watch.stop_when_idle() > 0);
+        assert!(processes_of(&program).is_empty());
     }
 
     #[test]

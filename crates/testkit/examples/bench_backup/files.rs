@@ -1,0 +1,48 @@
+//! A cluster of very many files: what the manifest of a backup costs.
+
+use std::time::Duration;
+
+use crate::Options;
+use crate::data::{Cluster, DATABASE};
+use crate::tools::{Tool, Tools};
+
+const MIB: f64 = 1024.0 * 1024.0;
+const TIME: Duration = Duration::from_secs(30);
+const MEMORY: u64 = 512 << 20;
+
+/// Backups of the cluster with so many empty relation files more: the first, and one that is compared with it.
+/// Gives back whether each took as little as it should.
+pub(crate) fn files(options: &Options, cluster: &Cluster, tools: &Tools) -> bool {
+    let question = format!("SELECT oid FROM pg_database WHERE datname = '{DATABASE}'");
+    let database = cluster.server.psql("postgres", &question);
+    let directory = cluster.data_dir().join("base").join(database.trim());
+    let name = |number: u32| directory.join((2_000_000_000 + number).to_string());
+    for number in 0..options.files {
+        let file = name(number);
+        std::fs::File::create(&file).unwrap_or_else(|error| panic!("{}: {error}", file.display()));
+        pgmahout_testkit::account::Account::for_servers().own(&file);
+    }
+    cluster.archive_with(tools, Tool::Zstd);
+    tools.fresh_repository(Tool::Ours, &cluster.server);
+    cluster.archive_with(tools, Tool::Ours);
+    println!("\n{} files more", options.files);
+    let mut fine = true;
+    // The data itself is stored with the first; from then on only the files count.
+    for what in ["first backup", "second backup", "third backup"] {
+        let measured = tools.backup(Tool::Ours, &cluster.server);
+        let ok = measured.elapsed < TIME && measured.peak_with_children < MEMORY;
+        fine &= ok;
+        println!(
+            "  {what:<14} {:6.2} s of at most {} s {:6.0} MiB of at most {:.0} MiB{}",
+            measured.elapsed.as_secs_f64(),
+            TIME.as_secs(),
+            measured.peak_with_children as f64 / MIB,
+            MEMORY as f64 / MIB,
+            if ok { "" } else { "  MISSED" }
+        );
+    }
+    for number in 0..options.files {
+        let _ = std::fs::remove_file(name(number));
+    }
+    fine
+}
