@@ -8,6 +8,7 @@ pub mod create;
 pub mod expire;
 pub mod drill;
 pub mod files;
+pub mod info;
 pub mod page;
 pub mod restore;
 pub mod stanza;

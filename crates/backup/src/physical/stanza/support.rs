@@ -220,3 +220,36 @@ impl FakeBackup {
         Ok(entry.label)
     }
 }
+
+/// The entry of some backup.
+pub(crate) fn entry() -> BackupEntry {
+    let segment = segment(1);
+    BackupEntry {
+        label: FakeBackup::new(1).label(),
+        manifest: pgmahout_types::repository::Digest::from_bytes([0; 32]),
+        method: Method::Local,
+        system_identifier: SystemIdentifier::new(1),
+        server_version: ServerVersion::from_number(150_018),
+        timeline: TimelineId::FIRST,
+        start_lsn: segment.start(SegmentSize::DEFAULT).unwrap(),
+        stop_lsn: segment.last_byte(SegmentSize::DEFAULT).unwrap(),
+        wal: WalRange {
+            first: segment,
+            last: segment,
+        },
+        start_time: Timestamp::UNIX_EPOCH,
+        stop_time: Timestamp::UNIX_EPOCH,
+        parent: None,
+        files: 0,
+        bytes: 0,
+        read: 0,
+        new: 0,
+        stored: 0,
+        findings: 0,
+        pinned: false,
+        annotations: std::collections::BTreeMap::new(),
+        verified: None,
+        drilled: None,
+        other: serde_json::Map::new(),
+    }
+}

@@ -28,6 +28,6 @@ pub mod verify;
 pub use archive::{PutOutcome, WalArchive};
 pub use error::WalError;
 pub use file::WalFile;
-pub use inventory::WalInventory;
+pub use inventory::{TimelineWal, WalInventory};
 pub use object::ArchivedFile;
 pub use place::Destination;

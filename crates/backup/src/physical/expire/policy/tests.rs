@@ -20,6 +20,8 @@ struct Cluster {
     backups: Vec<BackupEntry>,
     /// Every moment, and where the server was.
     moments: Vec<(Timestamp, TimelineId, u64)>,
+    /// Takes the newest backup as the base of everything, whether it reaches it or not.
+    careless: bool,
 }
 
 impl Cluster {
@@ -34,6 +36,7 @@ impl Cluster {
             },
             backups: Vec::new(),
             moments: Vec::new(),
+            careless: false,
         }
     }
 
@@ -165,7 +168,14 @@ impl Cluster {
             .filter(|backup| fault(backup, &self.archive).is_none())
             .map(|backup| backup.label)
             .collect();
-        let retained = decide(&self.backups, &self.archive, policy, self.now, &TimeZone::UTC);
+        let mut retained = decide(&self.backups, &self.archive, policy, self.now, &TimeZone::UTC);
+        if self.careless
+            && let Some(newest) = self.backups.last()
+        {
+            for base in retained.bases.values_mut() {
+                *base = newest.label;
+            }
+        }
         let kept = retained.kept();
         self.backups.retain(|backup| kept.contains(&backup.label));
         let wanted = WantedWal::new(&self.backups, &retained.bases, &[], &[], &self.archive);
@@ -251,22 +261,39 @@ fn events() -> impl Strategy<Value = Vec<Event>> {
     prop::collection::vec(event, 1..60)
 }
 
+fn live(events: Vec<Event>, careless: bool) -> Result<(), TestCaseError> {
+    let mut cluster = Cluster::new();
+    cluster.careless = careless;
+    for event in events {
+        match event {
+            Event::Wait(hours) => cluster.wait(hours),
+            Event::Write(bytes) => cluster.write(bytes),
+            Event::BackUp(pinned) => cluster.back_up(pinned),
+            Event::Recover(choice) => cluster.recover(choice),
+            Event::Expire(policy) => cluster.expire(&policy)?,
+        }
+    }
+    Ok(())
+}
+
 proptest! {
     #![proptest_config(ProptestConfig::with_cases(400))]
 
     #[test]
     fn every_kept_backup_and_every_point_of_the_window_still_restores(events in events()) {
-        let mut cluster = Cluster::new();
-        for event in events {
-            match event {
-                Event::Wait(hours) => cluster.wait(hours),
-                Event::Write(bytes) => cluster.write(bytes),
-                Event::BackUp(pinned) => cluster.back_up(pinned),
-                Event::Recover(choice) => cluster.recover(choice),
-                Event::Expire(policy) => cluster.expire(&policy)?,
-            }
-        }
+        live(events, false)?;
     }
+}
+
+#[test]
+fn a_planner_that_takes_the_wrong_backup_as_base_is_found_out() {
+    let config = ProptestConfig {
+        failure_persistence: None,
+        ..ProptestConfig::with_cases(400)
+    };
+    let mut runner = proptest::test_runner::TestRunner::new(config);
+    let found = runner.run(&events(), |events| live(events, true));
+    assert!(found.is_err(), "the property holds for a planner that is wrong");
 }
 
 /// A cluster with a backup every day at noon.
