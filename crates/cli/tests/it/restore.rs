@@ -957,6 +957,11 @@ async fn a_directory_of_somebody_else_is_refused() {
         // Only root can make a directory of somebody else.
         return;
     }
+    let given = std::process::Command::new("chown")
+        .args(["-R", "--reference"])
+        .args([scene.server.data_dir(), &scene.repository])
+        .status();
+    assert!(given.expect("chown runs").success());
     let place = tempfile_in(scene.server.root_dir());
     let finished = scene
         .restore(&place, &[])
@@ -988,4 +993,39 @@ async fn a_file_system_that_is_too_small_is_found_before_anything_is_written() {
     let finished = scene.restore(&data, &[]).run().await.expect_status(3);
     assert_says(&finished, &["not enough space on the file system of", "needed", "free"]);
     assert!(!data.exists());
+}
+
+#[tokio::test]
+async fn one_table_comes_back_beside_the_live_one() {
+    let scene = Scene::new(Major::V15).await;
+    scene.server.createdb("shop").await;
+    let shop = async |statements: &str| scene.server.sql("shop", statements).await;
+    shop("CREATE TABLE \"Orders\" (id int PRIMARY KEY, note text, at timestamptz DEFAULT now(), tags text[])").await;
+    shop("INSERT INTO \"Orders\" SELECT n, E'it''s\\t' || n, now(), ARRAY['a', NULL] FROM generate_series(1, 5000) n").await;
+    scene.backup().await;
+    shop("INSERT INTO \"Orders\" VALUES (5001, NULL)").await;
+    let digest = "SELECT md5(string_agg(o::text, ',' ORDER BY id)) FROM \"Orders\" o";
+    let before = scene.server.query_text("shop", digest).await;
+    let lsn = scene.ask("SELECT pg_current_wal_lsn()").await;
+    shop("DELETE FROM \"Orders\" WHERE id > 10").await;
+    scene.archive_all().await;
+    let extract = || {
+        let command = format!("cp {}/%f \"%p\"", scene.archive.display());
+        scene
+            .pgmahout(&["restore", "--extract-table", "public.Orders", "--target-lsn", &lsn])
+            .arg("--into")
+            .arg(scene.server.dsn("shop"))
+            .arg("--restore-command")
+            .arg(command)
+            .arg("--bin-dir")
+            .arg(scene.server.bin_dir())
+            .run()
+    };
+    let finished = extract().await.expect_status(0);
+    assert!(finished.stdout.contains("Copied 5001 rows"), "{}", finished.stdout);
+    let copied = digest.replace("\"Orders\"", "\"Orders_restored\"");
+    assert_eq!(scene.server.query_text("shop", &copied).await, before);
+    assert_eq!(scene.server.query_text("shop", "SELECT count(*) FROM \"Orders\"").await, "10");
+    let finished = extract().await.expect_status(3);
+    assert_says(&finished, &["has a table", "already", "--as NAME"]);
 }

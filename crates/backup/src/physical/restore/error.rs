@@ -7,7 +7,10 @@ use std::path::{Path, PathBuf};
 use jiff::Timestamp;
 use pgmahout_durable::DurableError;
 use pgmahout_postgres::conf_file::ConfError;
+use pgmahout_postgres::connection::ConnectError;
 use pgmahout_postgres::control::ControlError;
+use pgmahout_postgres::throwaway::ThrowawayError;
+use pgmahout_procedure::ProcedureError;
 use pgmahout_store::StoreError;
 use pgmahout_store::framed::FramedError;
 use pgmahout_types::diagnostic::{Diagnose, Outcome};
@@ -281,6 +284,24 @@ pub enum RestoreError {
     /// The server could not be started.
     #[error(transparent)]
     Control(#[from] ControlError),
+    /// The live database, or the side server, could not be reached.
+    #[error(transparent)]
+    Connect(#[from] ConnectError),
+    /// A server refused a statement.
+    #[error("cannot {doing}")]
+    Sql {
+        /// The verb phrase.
+        doing: String,
+        /// Why.
+        #[source]
+        source: tokio_postgres::Error,
+    },
+    /// No side server.
+    #[error(transparent)]
+    Throwaway(#[from] ThrowawayError),
+    /// The side server's files could not be restored.
+    #[error(transparent)]
+    Side(Box<ProcedureError>),
     /// Recovery did not end as planned.
     #[error("recovery did not reach its target: {why}")]
     Recovery {
@@ -414,6 +435,12 @@ impl Diagnose for RestoreError {
             Self::Conf(error) => return error.hint(),
             Self::Durable(error) => return error.hint(),
             Self::Control(error) => return error.hint(),
+            Self::Connect(error) => return error.hint(),
+            Self::Throwaway(error) => return error.hint(),
+            Self::Side(error) => return error.hint(),
+            Self::Sql { .. } => {
+                "the server's message above says why; mend that and run the command again: nothing was changed".to_owned()
+            }
             Self::Damaged { .. } | Self::WrongBlock { .. } => {
                 "restore another backup (pgmahout backup list) or from another repository with --repo NAME; find what else is damaged: pgmahout backup verify".to_owned()
             }
@@ -445,6 +472,9 @@ impl Diagnose for RestoreError {
             Self::Conf(error) => error.outcome(),
             Self::Durable(error) => error.outcome(),
             Self::Control(error) => error.outcome(),
+            Self::Connect(error) => error.outcome(),
+            Self::Throwaway(error) => error.outcome(),
+            Self::Side(error) => error.outcome(),
             Self::Interrupted { .. } => Outcome::Interrupted,
             _ => Outcome::Failed,
         }

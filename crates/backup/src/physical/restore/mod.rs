@@ -19,6 +19,7 @@ mod aside;
 mod catalog;
 pub mod error;
 mod execute;
+pub mod extract;
 mod guard;
 mod inventory;
 mod layout;

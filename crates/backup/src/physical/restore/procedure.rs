@@ -62,6 +62,11 @@ impl Restore {
         self.shared.entry.label
     }
 
+    /// The numbers of the tablespaces outside the data directory.
+    pub fn tablespaces(&self) -> Vec<u32> {
+        self.shared.layout.tablespaces().map(|target| target.oid).collect()
+    }
+
     /// The data directory.
     pub fn data_dir(&self) -> &Path {
         self.shared.layout.data()

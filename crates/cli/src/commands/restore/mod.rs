@@ -1,6 +1,7 @@
 //! `pgmahout restore`.
 
 mod arguments;
+mod extract;
 mod report;
 
 use std::path::PathBuf;
@@ -29,6 +30,7 @@ Examples:
   pgmahout restore --target-time '2025-01-20 14:30:00+01' --start   to a point in time
   pgmahout restore --type=time --target='2025-01-20 14:30:00'       the same in pgBackRest's words
   pgmahout restore --as-standby --primary 'host=db1 user=replicator'
+  pgmahout restore --extract-table public.orders --into 'host=db1 dbname=shop' --target-time '2025-01-20 14:30:00+01'
 
 Nothing is changed before the plan was shown: which backup, which timelines, which WAL, and that all of it is
 there. A target that cannot be reached is refused, and the nearest possible one named. Run it as the server's
@@ -53,6 +55,9 @@ pub(crate) struct Args {
 
     #[command(flatten)]
     server: ServerArgs,
+
+    #[command(flatten)]
+    table: extract::TableArgs,
 
     #[command(flatten)]
     directories: DataDirectoryArgs,
@@ -155,8 +160,8 @@ struct ServerArgs {
     #[arg(long)]
     start: bool,
 
-    /// How long recovery may take with --start [default: 24h].
-    #[arg(long, value_name = "TIME", requires = "start")]
+    /// How long recovery may take, with --start and --extract-table [default: 24h].
+    #[arg(long, value_name = "TIME")]
     timeout: Option<String>,
 
     /// postgresql.conf for --start, where it is not in the data directory.
@@ -204,6 +209,15 @@ impl TargetArgs {
             exclusive: self.target_exclusive,
             zone: self.timezone.clone(),
         }
+    }
+}
+
+impl PlaceArgs {
+    fn jobs(&self) -> usize {
+        self.jobs.map_or_else(
+            || std::thread::available_parallelism().map_or(1, std::num::NonZero::get),
+            |jobs| jobs as usize,
+        )
     }
 }
 
@@ -261,10 +275,7 @@ fn request(args: &Args, context: &Context) -> Result<RestoreRequest, Failure> {
         }),
         databases: place.databases.clone(),
         include: place.include.clone(),
-        jobs: place.jobs.map_or_else(
-            || std::thread::available_parallelism().map_or(1, std::num::NonZero::get),
-            |jobs| jobs as usize,
-        ),
+        jobs: place.jobs(),
         restore_command: match &server.restore_command {
             Some(command) => command.clone(),
             None => arguments::restore_command(args, context)?,
@@ -308,6 +319,9 @@ pub(crate) fn register<'a>(registry: &mut Registry<'a>, context: &'a Context) {
 }
 
 pub(crate) async fn run(args: Args, context: &Context) -> Result<ExitStatus, Failure> {
+    if args.table.is_wanted() {
+        return extract::run(&args, context).await;
+    }
     let restore = prepare(&args, context).await?;
     let result = make(&restore, &args, context).await;
     restore.release().await;
