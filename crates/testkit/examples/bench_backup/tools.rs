@@ -316,6 +316,14 @@ impl Tools {
         measured(&mut command)
     }
 
+    /// What our restore of the newest backup would do.
+    pub(crate) fn plan(&self, server: &Postgres) -> Measured {
+        let mut command = self.command(Tool::Ours, server);
+        let into = self.path(Tool::Ours, "restored");
+        command.args(["restore", "--dry-run", "--data-dir"]).arg(into);
+        measured(&mut command)
+    }
+
     /// Removes what was restored: the disk may be small.
     pub(crate) fn remove_restored(&self) {
         for tool in [Tool::Ours, Tool::Peer] {
