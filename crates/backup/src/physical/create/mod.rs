@@ -393,9 +393,13 @@ impl Run<'_> {
 
     /// The newest backup that can be read and compared with.
     async fn parent(&self, head: &Head) -> Result<Option<Parent>, CreateError> {
-        let usable: Vec<&BackupEntry> = parent::usable(head, self.control, self.server.facts.version.major())
-            .take(CANDIDATES)
-            .collect();
+        let usable: Vec<&BackupEntry> = parent::usable(
+            head,
+            self.control.system_identifier,
+            self.server.facts.version.major(),
+        )
+        .take(CANDIDATES)
+        .collect();
         for entry in usable {
             match Parent::load(self.repository, entry, self.control).await {
                 Ok(Some(parent)) => return Ok(Some(parent)),

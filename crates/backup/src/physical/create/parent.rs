@@ -8,10 +8,10 @@ use std::sync::{Arc, Mutex, PoisonError};
 
 use bytes::Bytes;
 use pgmahout_store::framed::FramedOpener;
-use pgmahout_types::ControlFile;
 use pgmahout_types::repository::manifest::{Content, Entry, MapRef, PackEntry};
 use pgmahout_types::repository::page_map::StoredMap;
 use pgmahout_types::repository::{BackupEntry, FileId, Head, Label, PackId, PageMap, PageMapBuilder, Source};
+use pgmahout_types::{ControlFile, SystemIdentifier};
 
 use super::error::CreateError;
 use super::pack::PackedFrame;
@@ -60,13 +60,13 @@ pub(super) struct StoredAt {
 
 /// The backups that a backup of this cluster can be compared with, the newest first. What was found damaged is not
 /// built on.
-pub(super) fn usable<'a>(
-    head: &'a Head,
-    control: &'a ControlFile,
+pub(super) fn usable(
+    head: &Head,
+    system: SystemIdentifier,
     major: u32,
-) -> impl Iterator<Item = &'a BackupEntry> {
+) -> impl Iterator<Item = &BackupEntry> {
     head.backups.iter().rev().filter(move |entry| {
-        entry.system_identifier == control.system_identifier
+        entry.system_identifier == system
             && entry.server_version.major() == major
             && entry.verified.as_ref().is_none_or(|verified| verified.passed)
     })
@@ -358,5 +358,104 @@ fn framed(source: pgmahout_store::framed::FramedError) -> CreateError {
     CreateError::Framed {
         what: "use of a page map of the older backup",
         source,
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use jiff::Timestamp;
+    use pgmahout_types::repository::head::Examination;
+    use pgmahout_types::repository::manifest::WalRange;
+    use pgmahout_types::repository::{FrameLocation, Method, Nonce, PageHash};
+    use pgmahout_types::version::ServerVersion;
+    use pgmahout_types::{Lsn, TimelineId};
+
+    use super::*;
+
+    fn entry(second: i64, system: u64, version: u32, timeline: u32) -> BackupEntry {
+        let segment = "000000010000000000000001".parse().expect("a segment");
+        let time = Timestamp::from_second(second).expect("in range");
+        BackupEntry {
+            label: Label::new(time, 0),
+            manifest: pgmahout_types::repository::Digest::of(b""),
+            method: Method::Local,
+            system_identifier: SystemIdentifier::new(system),
+            server_version: ServerVersion::from_number(version),
+            timeline: TimelineId::new(timeline).expect("not zero"),
+            start_lsn: Lsn::new(1),
+            stop_lsn: Lsn::new(2),
+            wal: WalRange {
+                first: segment,
+                last: segment,
+            },
+            start_time: time,
+            stop_time: time,
+            parent: None,
+            files: 0,
+            bytes: 0,
+            read: 0,
+            new: 0,
+            stored: 0,
+            findings: 0,
+            pinned: false,
+            annotations: std::collections::BTreeMap::new(),
+            verified: None,
+            drilled: None,
+            other: serde_json::Map::new(),
+        }
+    }
+
+    #[test]
+    fn only_sound_backups_of_this_cluster_and_version_are_built_on_whatever_their_timeline() {
+        let mut head = Head::first(Nonce::from_bytes([0; 16]), Timestamp::UNIX_EPOCH, "");
+        head.backups = vec![
+            entry(10, 7, 150_004, 1),
+            entry(20, 7, 150_005, 3),
+            entry(30, 8, 150_005, 1),
+            entry(40, 7, 160_001, 1),
+            entry(50, 7, 150_005, 1),
+        ];
+        head.backups[4].verified = Some(Examination {
+            at: Timestamp::UNIX_EPOCH,
+            passed: false,
+            detail: String::new(),
+            seconds: 0,
+        });
+        let system = SystemIdentifier::new(7);
+        let usable: Vec<i64> = usable(&head, system, 15)
+            .map(|entry| entry.start_time.as_second())
+            .collect();
+        assert_eq!(usable, [20, 10]);
+    }
+
+    /// A file of 256 MiB whose blocks lie in so many packs.
+    fn map(packs: u32) -> PageMap {
+        let mut builder = PageMapBuilder::new();
+        for frame in 0..2048 {
+            let location = FrameLocation {
+                index: frame,
+                offset: 96 + u64::from(frame) * 1000,
+                stored: 900,
+                raw: 128 << 10,
+            };
+            let hashes: Vec<PageHash> = (0..16).map(PageHash::new).collect();
+            builder.stored(numbered(frame % packs), location, 0, &hashes);
+        }
+        builder.finish(256 << 20).expect("a map")
+    }
+
+    #[test]
+    fn a_file_in_too_many_packs_is_stored_afresh_and_not_all_files_on_one_day() {
+        assert!(!is_scattered(&map(32), 0));
+        assert!(is_scattered(&map(64), 15));
+        let some = (0..16).filter(|id| is_scattered(&map(48), *id)).count();
+        assert!((1..16).contains(&some), "{some} of 16");
+    }
+
+    #[test]
+    fn packs_are_numbered_and_named_again() {
+        for number in [0, 1, 77, u32::MAX] {
+            assert_eq!(number_of(numbered(number)), number);
+        }
     }
 }

@@ -403,7 +403,7 @@ impl<'a> Worker<'a> {
                     findings.suspects.push((file_number, suspect));
                 }
                 Finding::Bad(bad) if findings.bad.len() < MOST_FINDINGS => {
-                    findings.bad.push((file_number, bad))
+                    findings.bad.push((file_number, bad));
                 }
                 Finding::Suspect(_) | Finding::Bad(_) => findings.unlisted += 1,
             }
