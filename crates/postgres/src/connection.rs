@@ -11,6 +11,7 @@ mod failure;
 mod observer;
 mod open;
 mod probe;
+pub mod replication;
 mod socket;
 mod wire;
 

@@ -94,9 +94,11 @@ impl Scene {
         let segment = server
             .query_text(
                 "postgres",
-                "SELECT pg_walfile_name(pg_current_wal_lsn()) FROM pg_switch_wal()",
+                // The last byte's: 15 and 16 name different segments for a position on a border.
+                "SELECT pg_walfile_name(pg_logical_emit_message(false, 'test', 'last') - 1::numeric)",
             )
             .await;
+        server.sql("postgres", "SELECT pg_switch_wal()").await;
         let object = self.repository.join("stanza/main/wal").join(&segment[..8]);
         let object = object.join(&segment[8..16]).join(&segment);
         poll::until(PATIENCE, &format!("{segment} to be archived: {}", server.log()), async || {
@@ -259,4 +261,59 @@ async fn two_clusters_cannot_archive_into_one_stanza(#[case] major: Major) {
         .await;
     assert_eq!(failed, "t|0");
     scene.run(&["wal", "verify"]).await.expect_status(0);
+}
+
+#[rstest]
+#[case::pg15(Major::V15)]
+#[case::pg18(Major::V18)]
+#[tokio::test]
+async fn enabling_ends_with_a_segment_that_was_read_back_and_disabling_undoes_it(#[case] major: Major) {
+    let server = Postgres::builder(major)
+        .own_system_identifier()
+        .initdb_arg("--wal-segsize=1")
+        .setting("archive_mode", "on")
+        .start()
+        .await;
+    let root = server.new_directory("a place with blanks");
+    let scene = Scene {
+        config: root.join("pgmahout.yml"),
+        repository: root.join("repository"),
+        state: root.join("state"),
+        server,
+    };
+    scene.write_config(&scene.config, "main");
+    let dsn = scene.server.dsn("postgres");
+    let enable = ["wal", "enable", "--dsn", &dsn];
+    let refused = scene.run(&[&enable[..], &["--yes"]].concat()).await;
+    assert_ne!(refused.status, Some(0), "there is no repository yet");
+    scene
+        .pgmahout(&["repo", "init", "--data-dir"])
+        .arg(scene.server.data_dir())
+        .run()
+        .await
+        .expect_status(0);
+    let planned = scene
+        .run(&[&enable[..], &["--dry-run"]].concat())
+        .await
+        .expect_status(0);
+    assert!(planned.stdout.contains("archive_command"), "{}", planned.stdout);
+    scene.run(&enable).await.expect_status(3);
+    let shown = scene.server.query_text("postgres", "SHOW archive_command").await;
+    assert_eq!(shown, "", "nothing was changed");
+
+    let enabled = scene.run(&[&enable[..], &["--yes"]].concat()).await.expect_status(0);
+    assert!(enabled.stdout.contains("read back"), "{}", enabled.stdout);
+    let shown = scene.server.query_text("postgres", "SHOW archive_command").await;
+    assert!(shown.ends_with("wal push %p") && shown.contains("'"), "{shown}");
+    scene.run(&["wal", "verify"]).await.expect_status(0);
+    // Again changes nothing.
+    scene.run(&[&enable[..], &["--yes"]].concat()).await.expect_status(0);
+
+    let disable = ["wal", "disable", "--dsn", &dsn];
+    let planned = scene
+        .run(&[&disable[..], &["--dry-run", "--data-dir", "/nowhere", "--bin-dir", "/nowhere"]].concat())
+        .await
+        .expect_status(0);
+    assert!(planned.stdout.contains("will be lost"), "{}", planned.stdout);
+    scene.run(&[&disable[..], &["--yes"]].concat()).await.expect_status(3);
 }

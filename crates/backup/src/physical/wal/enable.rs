@@ -409,7 +409,7 @@ impl ArchivingStep {
         let connection = self.connect().await?;
         let row = connection
             .query_one(
-                "SELECT pg_catalog.pg_walfile_name(written), \
+                "SELECT pg_catalog.pg_walfile_name(written - 1::numeric), \
                  (SELECT pg_catalog.pg_switch_wal() IS NOT NULL WHERE written IS NOT NULL) \
                  FROM pg_catalog.pg_logical_emit_message(false, 'pgmahout', 'archiving begins') AS written",
                 &[],

@@ -237,8 +237,7 @@ impl Diagnose for WalError {
             Self::Durable(error) => return error.hint(),
             Self::Framed { source, .. } => return source.hint(),
             Self::TooFew { source, .. } => return source.hint(),
-            Self::Content { hint, .. } => return hint.clone(),
-            Self::Unopened { hint, .. } => return hint.clone(),
+            Self::Content { hint, .. } | Self::Unopened { hint, .. } => return hint.clone(),
             Self::NotAFile { .. } => "give the path that PostgreSQL puts in place of %p: archive_command = 'pgmahout wal push %p'",
             Self::Size { .. } => "a segment that is being written or was cut off cannot be archived; let PostgreSQL itself call `pgmahout wal push`",
             Self::OtherCluster { stanza, .. } => {

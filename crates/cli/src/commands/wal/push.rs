@@ -1,6 +1,6 @@
 //! `pgmahout wal push`.
 
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 use std::time::{Duration, SystemTime};
 
 use pgmahout_backup::physical::wal::push::{self, PushLedger, PushOutcome, PushRequest, WalSpool};
@@ -42,15 +42,10 @@ pub(crate) async fn run(args: Args, context: &Context) -> Result<ExitStatus, Fai
     let settings = context.settings()?;
     let stanza = args.repository.stanza(settings)?;
     let destinations = destinations(&args.repository, settings)?;
-    let state = StateDirectory::locate().ok();
-    let ledger = state.as_ref().map(|state| PushLedger::new(state, &stanza));
-    if ledger.is_none() {
-        context
-            .printer
-            .warn("there is no state directory (PGMAHOUT_STATE_DIR): every call stores one file alone");
-    }
+    let state = state_directory(&args.path);
+    let ledger = Some(PushLedger::new(&state, &stanza));
     if let Some(destination) = destinations.iter().find(|destination| destination.has_passphrase()) {
-        remind_of_key_file(context, state.as_ref(), &destination.name());
+        remind_of_key_file(context, &state, &destination.name());
     }
     let wal = &settings.wal;
     let request = PushRequest {
@@ -107,22 +102,33 @@ pub(crate) async fn run(args: Args, context: &Context) -> Result<ExitStatus, Fai
     Ok(ExitStatus::SUCCESS)
 }
 
-/// Says once a day that a passphrase costs time.
-fn remind_of_key_file(context: &Context, state: Option<&StateDirectory>, repository: &str) {
-    let marker = state.map(|state| state.path().join("wal/passphrase-reminder"));
-    if let Some(marker) = &marker {
-        let reminded = std::fs::metadata(marker).and_then(|metadata| metadata.modified());
-        let age = reminded
-            .ok()
-            .and_then(|time| SystemTime::now().duration_since(time).ok());
-        if age.is_some_and(|age| age < REMINDER) {
-            return;
-        }
-        if let Some(directory) = marker.parent() {
-            let _ = std::fs::create_dir_all(directory);
-        }
-        let _ = std::fs::write(marker, "");
+/// Where it is noted what was pushed: the state directory, or beside pg_wal where the server's user has none (its home
+/// is often missing, and a server's environment is bare).
+fn state_directory(path: &Path) -> StateDirectory {
+    let is_usable = |state: &StateDirectory| {
+        std::fs::create_dir_all(state.path()).is_ok()
+            && rustix::fs::access(state.path(), rustix::fs::Access::WRITE_OK).is_ok()
+    };
+    match StateDirectory::locate() {
+        Ok(state) if is_usable(&state) => state,
+        _ => StateDirectory::at(path.parent().unwrap_or(Path::new("")).join("pgmahout.push")),
     }
+}
+
+/// Says once a day that a passphrase costs time.
+fn remind_of_key_file(context: &Context, state: &StateDirectory, repository: &str) {
+    let marker = state.path().join("wal/passphrase-reminder");
+    let reminded = std::fs::metadata(&marker).and_then(|metadata| metadata.modified());
+    let age = reminded
+        .ok()
+        .and_then(|time| SystemTime::now().duration_since(time).ok());
+    if age.is_some_and(|age| age < REMINDER) {
+        return;
+    }
+    if let Some(directory) = marker.parent() {
+        let _ = std::fs::create_dir_all(directory);
+    }
+    let _ = std::fs::write(&marker, "");
     context.printer.warn(&format!(
         "repository {repository} is opened with a passphrase, which takes some tenths of a second in every call that \
          stores something; give this host a key file: pgmahout repo keys add --repo {repository}"

@@ -27,6 +27,8 @@ const DIRECTORY: &str = "pgmahout.fetch";
 #[derive(Debug, Clone)]
 pub struct FetchSpool {
     directory: PathBuf,
+    /// Whether the directory above may be made too: where it is configured, not beside a pg_wal.
+    is_configured: bool,
 }
 
 /// What is noted beside a segment.
@@ -56,7 +58,22 @@ impl FetchSpool {
             Some(directory) => directory.join(stanza.as_str()),
             None => target.parent().unwrap_or(Path::new("")).join(DIRECTORY),
         };
-        Self { directory }
+        Self {
+            directory,
+            is_configured: configured.is_some(),
+        }
+    }
+
+    fn create(&self) -> std::io::Result<()> {
+        let created = if self.is_configured {
+            fs::create_dir_all(&self.directory)
+        } else {
+            fs::create_dir(&self.directory)
+        };
+        match created {
+            Err(error) if error.kind() == std::io::ErrorKind::AlreadyExists => Ok(()),
+            other => other,
+        }
     }
 
     fn content(&self, segment: SegmentName) -> PathBuf {
@@ -75,7 +92,7 @@ impl FetchSpool {
 
     /// Keeps a segment. Nothing is synced: after a crash of the machine the digest does not match, or nothing is here.
     pub(super) fn keep(&self, segment: SegmentName, file: &ArchivedFile, note: &Note) -> std::io::Result<()> {
-        fs::create_dir_all(&self.directory)?;
+        self.create()?;
         // Files that another process is reading are replaced, never changed.
         let write = |target: &Path, bytes: &[u8]| {
             let mut temporary = tempfile::NamedTempFile::new_in(&self.directory)?;
@@ -142,7 +159,8 @@ impl FetchSpool {
     /// Notes how far to read ahead next.
     pub(super) fn set_window(&self, window: Window) {
         let bytes = serde_json::to_vec(&window).unwrap_or_default();
-        let written = fs::create_dir_all(&self.directory)
+        let written = self
+            .create()
             .and_then(|()| fs::write(self.directory.join("window"), bytes));
         if let Err(error) = written {
             tracing::debug!(%error, "how far to read ahead cannot be noted");

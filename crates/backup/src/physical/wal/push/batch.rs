@@ -70,7 +70,7 @@ impl Batch<'_> {
     pub(super) async fn store(&self, file: &WalFile) -> Result<Held, WalError> {
         let results = join_all(self.targets.iter().map(|target| self.put(target, file))).await;
         let mut bindings = Vec::new();
-        let mut owing = Vec::new();
+        let (mut owing, mut owed) = (Vec::new(), Vec::new());
         let mut first_error: Option<WalError> = None;
         for (target, result) in self.targets.iter().zip(results) {
             match result {
@@ -78,7 +78,8 @@ impl Batch<'_> {
                 // Which no other repository makes good.
                 Err(error) if error.is_refusal() => return Err(error),
                 Err(error) => {
-                    owing.push((target.destination.name(), error.to_string()));
+                    owing.push((format!("repository {}", target.destination.name()), error.to_string()));
+                    owed.push(target.destination.name());
                     first_error.get_or_insert(error);
                 }
             }
@@ -107,22 +108,23 @@ impl Batch<'_> {
                 at: Timestamp::now(),
                 held: bindings,
             };
-            let (names, name): (Vec<String>, _) =
-                (owing.iter().map(|(name, _)| name.clone()).collect(), file.name);
-            compute(move || {
+            let (names, name) = (owed, file.name);
+            let noted = compute(move || {
                 for repository in &names {
                     ledger.owe(repository, name)?;
                 }
                 ledger.append(&pushed)
             })
-            .await?;
+            .await;
+            // The file is safe; what is lost is time, or a repository that stays without it.
+            if let Err(error) = noted {
+                owing.push(("the state directory".to_owned(), error.to_string()));
+            }
         }
         Ok(Held {
             problems: owing
                 .into_iter()
-                .map(|(repository, problem)| {
-                    format!("{} is not yet in repository {repository}: {problem}", file.name)
-                })
+                .map(|(repository, problem)| format!("{} is not yet in {repository}: {problem}", file.name))
                 .collect(),
         })
     }
