@@ -12,6 +12,7 @@ mod bench;
 mod demo;
 mod fuzz;
 mod lint;
+mod proof;
 mod setup;
 mod test;
 mod workspace;
@@ -31,6 +32,8 @@ Usage: cargo xtask <COMMAND>
   bench backup [--peer PGBACKREST] [--scale GIB] [--rounds N] [--segments N] [--files N] [--only ROW,...]
                           speed and memory of physical backups against pgBackRest (Debian's, or the one named);
                           rows: full, incremental, restore, delta, push, fetch, files
+  proof rounds [N]        N backups (40) under load, each restored to a random target, row by row
+  proof kills [N]         N kills (200) of backups, restores, pushes, fetches and collections
   bench dump [--scale GIB] [--rounds N]
                           speed and memory of dumps against pg_dump | gzip and pg_dump | zstd
   bench health [--tables N] [--rounds N]
@@ -61,6 +64,7 @@ fn main() -> ExitCode {
         "test" => test::run(rest),
         "lint" => lint::run(rest),
         "fuzz" => fuzz::run(rest),
+        "proof" => proof::run(rest),
         "bench" => bench::run(rest),
         "help" | "-h" | "--help" => {
             print!("{USAGE}");

@@ -4,6 +4,7 @@ mod backup_drill;
 mod backup_verify;
 mod backup_create;
 mod archived;
+mod backup_kills;
 mod backup_rounds;
 mod completion;
 mod config;

@@ -3,6 +3,7 @@
 mod annotate;
 mod create;
 mod drill;
+mod expire;
 mod list;
 mod show;
 mod verify;
@@ -20,6 +21,7 @@ pub(crate) enum Command {
     Annotate(annotate::Args),
     Verify(verify::Args),
     Drill(Box<drill::Args>),
+    Expire(expire::Args),
 }
 
 pub(crate) async fn run(command: Command, context: &Context) -> Result<ExitStatus, Failure> {
@@ -29,6 +31,7 @@ pub(crate) async fn run(command: Command, context: &Context) -> Result<ExitStatu
         Command::Show(args) => Box::pin(show::run(args, context)).await,
         Command::Verify(args) => Box::pin(verify::run(args, context)).await,
         Command::Drill(args) => Box::pin(drill::run(*args, context)).await,
+        Command::Expire(args) => Box::pin(expire::run(args, context)).await,
         Command::Annotate(args) => Box::pin(annotate::run(args, context)).await,
     }
 }

@@ -1,0 +1,184 @@
+//! kill -9 at random moments: the repository stays valid, every completed backup restores, no WAL that was
+//! acknowledged to the server is lost, and the next run goes on.
+//!
+//! `PGMAHOUT_TEST_PHYSICAL_KILLS` asks for more kills of each case; `cargo xtask proof kills` runs many.
+
+use std::collections::BTreeMap;
+use std::path::PathBuf;
+use std::time::{Duration, Instant};
+
+use pgmahout_testkit::contents;
+use pgmahout_testkit::poll;
+use pgmahout_testkit::postgres::Major;
+use pgmahout_testkit::processes::{self, Signal};
+use pgmahout_testkit::recorder::{self, Recorder};
+use rstest::rstest;
+
+use crate::archived::{Archived, PATIENCE, Storage};
+
+/// What is killed.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord)]
+enum Victim {
+    Create,
+    Expire,
+    Restore,
+    Fetch,
+    Push,
+}
+
+const VICTIMS: [Victim; 5] = [
+    Victim::Create,
+    Victim::Push,
+    Victim::Restore,
+    Victim::Expire,
+    Victim::Fetch,
+];
+
+#[rstest]
+#[case::v15_directory_encrypted(Major::V15, Storage::Directory, true)]
+#[case::v18_s3(Major::V18, Storage::S3, false)]
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn whatever_is_killed_at_any_moment_the_repository_stays_valid_and_no_wal_is_lost(
+    #[case] major: Major,
+    #[case] storage: Storage,
+    #[case] encrypted: bool,
+) {
+    let kills: usize = std::env::var("PGMAHOUT_TEST_PHYSICAL_KILLS")
+        .ok()
+        .and_then(|text| text.parse().ok())
+        .unwrap_or(10);
+    let scene = Archived::new(major, storage, encrypted).await;
+    scene.run(&["backup", "create"]).await;
+    let recorder = Recorder::start(&scene.server, "postgres").await;
+    recorder.wait_for(10).await;
+    scene.archive_all().await;
+
+    let mut usual: BTreeMap<Victim, Duration> = BTreeMap::new();
+    let mut killed = 0;
+    let mut seed: u64 = 0x5DEE_CE66;
+    for round in 0..kills * 3 {
+        if killed == kills {
+            break;
+        }
+        let victim = VICTIMS[round % VICTIMS.len()];
+        seed = seed
+            .wrapping_mul(6_364_136_223_846_793_005)
+            .wrapping_add(1_442_695_040_888_963_407);
+        let part = (seed >> 40) as f64 / (1_u64 << 24) as f64;
+        let place = PathBuf::from(format!(
+            "{}-{round}",
+            scene.server.root_dir().join("place").display()
+        ));
+        let context = format!("round {round}, {victim:?} killed after {part:.3} of its time");
+        if victim == Victim::Push {
+            killed += usize::from(kill_push(&scene, part).await);
+        } else {
+            let command = match victim {
+                Victim::Create => scene.pgmahout(&["backup", "create"]),
+                Victim::Expire => scene.pgmahout(&["backup", "expire", "--yes"]),
+                Victim::Restore => scene.restore(&place, &[]),
+                Victim::Fetch | Victim::Push => {
+                    let segment = scene
+                        .server
+                        .query_text("postgres", "SELECT last_archived_wal FROM pg_stat_archiver")
+                        .await;
+                    scene.pgmahout(&["wal", "fetch", &segment]).arg(&place)
+                }
+            };
+            // The first of each kind is left alone, to know how long it takes.
+            let Some(whole) = usual.get(&victim) else {
+                let finished = command.run().await.expect_status(0);
+                usual.insert(victim, finished.elapsed);
+                continue;
+            };
+            let finished = command.spawn().kill_after(whole.mul_f64(part)).await;
+            if finished.signal.is_none() {
+                assert_eq!(finished.status, Some(0), "{context}: {}", finished.stderr);
+            } else {
+                killed += 1;
+            }
+        }
+        // A segment that was killed while it was written is not there, or whole.
+        if victim == Victim::Fetch && place.exists() {
+            assert_eq!(
+                place.metadata().expect("it is there").len(),
+                16 << 20,
+                "{context}"
+            );
+        }
+        let verified = scene.pgmahout(&["backup", "verify", "--full"]).run().await;
+        assert_eq!(
+            verified.status,
+            Some(0),
+            "{context}: {}{}",
+            verified.stdout,
+            verified.stderr
+        );
+        let _ = std::fs::remove_dir_all(&place).or_else(|_| std::fs::remove_file(&place));
+    }
+    assert!(killed > kills / 2, "only {killed} of {kills} were killed in time");
+
+    // The next run of everything goes on, without waiting for anybody who is dead.
+    scene.run(&["backup", "create"]).await;
+    scene.run(&["backup", "expire", "--yes"]).await;
+    let commits = recorder.stop().await;
+    scene.archive_all().await;
+    scene.run(&["wal", "verify"]).await;
+    let copy = scene.restored(&[]).await;
+    let rows: Vec<u64> = recorder::rows(&copy, "postgres").await.into_iter().collect();
+    let acknowledged: Vec<u64> = commits.iter().map(|commit| commit.id).collect();
+    assert_eq!(rows, acknowledged);
+    assert_eq!(
+        contents::digests(&copy, "postgres").await,
+        contents::digests(&scene.server, "postgres").await
+    );
+}
+
+/// The `wal push` that the archiver runs at the moment: a child of it, or of its shell.
+fn pushing(scene: &Archived) -> Option<u32> {
+    let archiver = scene
+        .server
+        .processes()
+        .into_iter()
+        .find(|process| process.title.contains("archiver"))?;
+    let children = processes::describe_children(archiver.pid);
+    let below = children
+        .iter()
+        .flat_map(|child| processes::describe_children(child.pid));
+    below
+        .chain(children.iter().cloned())
+        .find(|process| process.title.contains("wal push") && !process.title.starts_with("sh "))
+        .map(|process| process.pid)
+}
+
+/// Kills the archiver's `wal push` of the next segment; false where none was caught.
+async fn kill_push(scene: &Archived, part: f64) -> bool {
+    let archived = "SELECT archived_count FROM pg_stat_archiver";
+    let before = scene.server.query_text("postgres", archived).await;
+    scene
+        .server
+        .sql(
+            "postgres",
+            "SELECT pg_logical_emit_message(false, 'test', 'something'); SELECT pg_switch_wal()",
+        )
+        .await;
+    let begin = Instant::now();
+    let mut caught = false;
+    while begin.elapsed() < Duration::from_secs(5) {
+        if let Some(pid) = pushing(scene) {
+            tokio::time::sleep(Duration::from_secs_f64(part * 0.04)).await;
+            caught = processes::is_running(pid);
+            processes::signal(pid, Signal::KILL);
+            break;
+        }
+        if scene.server.query_text("postgres", archived).await != before {
+            break;
+        }
+    }
+    // The server tries again by itself: nothing that it has reported is lost.
+    poll::until(PATIENCE, "the segment's arrival after all", async || {
+        scene.server.query_text("postgres", archived).await != before
+    })
+    .await;
+    caught
+}
