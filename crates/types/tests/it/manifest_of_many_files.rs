@@ -150,6 +150,8 @@ fn a_manifest_of_a_million_files_takes_seconds_and_little_memory() {
         peak >> 20
     );
     assert_eq!(files, FILES);
-    assert!(elapsed < Duration::from_secs(30), "{elapsed:?}");
+    // Without optimisation it says little about time.
+    let most = Duration::from_secs(if cfg!(debug_assertions) { 180 } else { 30 });
+    assert!(elapsed < most, "{elapsed:?}");
     assert!(peak < 512 << 20, "{} MiB", peak >> 20);
 }
