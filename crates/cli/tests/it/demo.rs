@@ -20,7 +20,7 @@ async fn the_demo_proves_its_restore_and_leaves_nothing_behind(#[case] major: Ma
         .args(["demo", "--scale", "0.05", "--bin-dir"])
         .arg(major.bin_dir())
         .env("TMPDIR", directory.path())
-        .timeout(Duration::from_mins(3))
+        .timeout(Duration::from_mins(4))
         .run()
         .await
         .expect_status(0);
@@ -30,6 +30,9 @@ async fn the_demo_proves_its_restore_and_leaves_nothing_behind(#[case] major: Ma
         "sequences.used",
         "payments",
         "equal, row by row",
+        "backup create",
+        "--target-time",
+        "The second before",
         "In all",
     ] {
         assert!(

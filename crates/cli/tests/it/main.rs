@@ -39,4 +39,5 @@ mod restore;
 mod role;
 mod verify;
 mod wal;
+mod wal_receive;
 mod wal_server;

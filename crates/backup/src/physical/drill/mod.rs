@@ -210,18 +210,28 @@ async fn hold(
     reporter: &dyn Reporter,
     cancellation: &CancellationToken,
 ) -> Result<DrillReport, DrillError> {
-    let (header, end) = repository.read_manifest_ends(entry.label, Some(entry.manifest)).await?;
+    let (header, end) = repository
+        .read_manifest_ends(entry.label, Some(entry.manifest))
+        .await?;
     let major = header.server_version.major();
-    let bin_dir = Binaries::find("postgres", Requirement::Exactly(major), request.bin_dir.as_deref())?
-        .directory()
-        .to_owned();
+    let bin_dir = Binaries::find(
+        "postgres",
+        Requirement::Exactly(major),
+        request.bin_dir.as_deref(),
+    )?
+    .directory()
+    .to_owned();
     let parent = request.scratch.clone().unwrap_or_else(std::env::temp_dir);
     let wal = wal_bytes(repository, entry, cancellation).await?;
     room::check(&parent, &end, wal)?;
     let (target, described) = target(repository, entry, &request.to, cancellation).await?;
     reporter.message(
         Level::Info,
-        &format!("restoring backup {} to {described} under {}", entry.label, parent.display()),
+        &format!(
+            "restoring backup {} to {described} under {}",
+            entry.label,
+            parent.display()
+        ),
     );
 
     let house = ThrowawayHouse::create(ThrowawayOptions {
@@ -232,7 +242,10 @@ async fn hold(
     })?;
     // In its place before the restore, which gives everything to the owner of this directory.
     let data = house.directory(server::NAME)?;
-    let tablespaces = header.tablespaces.iter().filter(|tablespace| !tablespace.in_place);
+    let tablespaces = header
+        .tablespaces
+        .iter()
+        .filter(|tablespace| !tablespace.in_place);
     let mut moved = Vec::new();
     for tablespace in tablespaces {
         let path = house.directory(&format!("tablespace-{}", tablespace.oid))?;
@@ -323,7 +336,11 @@ async fn hold(
 /// One line for the head.
 fn detail(report: &DrillReport) -> String {
     match report.findings.iter().find(|finding| !finding.passed) {
-        Some(failed) => format!("{}: {}", failed.what, failed.detail.lines().next().unwrap_or_default()),
+        Some(failed) => format!(
+            "{}: {}",
+            failed.what,
+            failed.detail.lines().next().unwrap_or_default()
+        ),
         None => format!(
             "restored to {} in {:.0} s and recovered in {:.0} s",
             report.target, report.restore_seconds, report.recovery_seconds
@@ -365,7 +382,9 @@ async fn last_whole_segment(
     let archive = WalArchive::new(repository.clone());
     let inventory = archive.list(cancellation).await.map_err(DrillError::Archive)?;
     let last = inventory.unbroken_until(entry.wal.last);
-    Ok(last.and_then(|segment| segment.start(inventory.segment_size).ok()).map(Lsn::as_u64))
+    Ok(last
+        .and_then(|segment| segment.start(inventory.segment_size).ok())
+        .map(Lsn::as_u64))
 }
 
 /// Bytes of WAL that the server may have to fetch.

@@ -44,7 +44,10 @@ pub(super) fn start(
         // Nobody asks before recovery has ended, so that it need not be set up like its primary.
         ("hot_standby", "off".to_owned()),
         ("max_connections", control.max_connections.to_string()),
-        ("max_prepared_transactions", control.max_prepared_transactions.to_string()),
+        (
+            "max_prepared_transactions",
+            control.max_prepared_transactions.to_string(),
+        ),
     ];
     if !request.preload {
         settings.push(("shared_preload_libraries", String::new()));

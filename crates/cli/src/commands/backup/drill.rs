@@ -171,12 +171,17 @@ pub(crate) async fn run(args: Args, context: &Context) -> Result<ExitStatus, Fai
 fn render(context: &Context, report: &DrillReport) {
     let printer = &context.printer;
     let palette = *printer.palette();
-    let seconds = |seconds: f64| HumanDuration(Duration::try_from_secs_f64(seconds).unwrap_or_default()).to_string();
+    let seconds =
+        |seconds: f64| HumanDuration(Duration::try_from_secs_f64(seconds).unwrap_or_default()).to_string();
     let mut rows = vec![
         vec![
             "files".to_owned(),
             palette.good("ok"),
-            format!("{} restored in {}", Bytes::new(report.bytes), seconds(report.restore_seconds)),
+            format!(
+                "{} restored in {}",
+                Bytes::new(report.bytes),
+                seconds(report.restore_seconds)
+            ),
         ],
         vec![
             "recovery".to_owned(),
@@ -185,21 +190,41 @@ fn render(context: &Context, report: &DrillReport) {
                 "to {} in {}{}{}",
                 report.target,
                 seconds(report.recovery_seconds),
-                report.recovered_to.as_ref().map(|lsn| format!("; redone up to {lsn}")).unwrap_or_default(),
-                report.last_commit.as_ref().map(|time| format!("; last commit {time}")).unwrap_or_default(),
+                report
+                    .recovered_to
+                    .as_ref()
+                    .map(|lsn| format!("; redone up to {lsn}"))
+                    .unwrap_or_default(),
+                report
+                    .last_commit
+                    .as_ref()
+                    .map(|time| format!("; last commit {time}"))
+                    .unwrap_or_default(),
             ),
         ],
     ];
     for finding in &report.findings {
-        let status = if finding.passed { palette.good("ok") } else { palette.bad("FAILED") };
+        let status = if finding.passed {
+            palette.good("ok")
+        } else {
+            palette.bad("FAILED")
+        };
         rows.push(vec![finding.what.clone(), status, finding.detail.clone()]);
     }
-    let columns = [("what", Align::Left), ("status", Align::Left), ("detail", Align::Left)];
+    let columns = [
+        ("what", Align::Left),
+        ("status", Align::Left),
+        ("detail", Align::Left),
+    ];
     printer.table(&columns, rows);
     printer.line(&format!(
         "Backup {} {}: PostgreSQL {} answered {} after the start of the restore.",
         report.label,
-        if report.passed { palette.good("can be restored") } else { palette.bad("FAILED its drill") },
+        if report.passed {
+            palette.good("can be restored")
+        } else {
+            palette.bad("FAILED its drill")
+        },
         report.server_version,
         seconds(report.recovery_time()),
     ));

@@ -107,7 +107,10 @@ pub(crate) async fn run(args: Args, context: &Context) -> Result<ExitStatus, Fai
     }
     let sound = reports.iter().all(|(_, report)| report.is_sound());
     if context.printer.wants_json() {
-        let repositories: Vec<_> = reports.iter().map(|(opened, report)| to_json(opened, report)).collect();
+        let repositories: Vec<_> = reports
+            .iter()
+            .map(|(opened, report)| to_json(opened, report))
+            .collect();
         context
             .printer
             .json(&json!({"schema_version": 1, "passed": sound, "repositories": repositories}))?;
@@ -158,10 +161,16 @@ fn render(context: &Context, opened: &Opened, report: &VerifyReport) {
                 (true, 0) => palette.good("sound"),
                 (true, _) => palette.caution("partly read"),
             };
-            let since = backup
-                .since
-                .map_or_else(|| format!("{} objects never", backup.unread), |since| since.to_string());
-            vec![backup.label.to_string(), status, backup.objects.to_string(), since]
+            let since = backup.since.map_or_else(
+                || format!("{} objects never", backup.unread),
+                |since| since.to_string(),
+            );
+            vec![
+                backup.label.to_string(),
+                status,
+                backup.objects.to_string(),
+                since,
+            ]
         })
         .collect();
     if rows.is_empty() {
@@ -179,7 +188,11 @@ fn render(context: &Context, opened: &Opened, report: &VerifyReport) {
         render_damage(context, damage);
     }
     let left = if report.left > 0 {
-        format!("; {} objects ({}) left for another time", report.left, Bytes::new(report.left_bytes))
+        format!(
+            "; {} objects ({}) left for another time",
+            report.left,
+            Bytes::new(report.left_bytes)
+        )
     } else {
         String::new()
     };

@@ -117,7 +117,7 @@ pub(super) async fn wait_for_standby(primary: &Connection) -> Result<(), Failure
     .await
 }
 
-async fn until(what: &str, connection: &Connection, question: &str) -> Result<(), Failure> {
+pub(super) async fn until(what: &str, connection: &Connection, question: &str) -> Result<(), Failure> {
     let deadline = Instant::now() + Duration::from_secs(30);
     loop {
         let answer: Option<bool> = connection

@@ -5,6 +5,7 @@
 //! servers, making data and faults) is done with SQL directly.
 
 mod faults;
+mod rewind;
 mod shop;
 mod stage;
 
@@ -27,7 +28,9 @@ use stage::Stage;
 ///
 /// Starts a primary and a standby of its own on private sockets, loads a small shop database, checks
 /// its health, makes faults that the check finds, backs the database up, drops a table, restores it and
-/// proves table by table that nothing is missing. Removes everything afterwards.
+/// proves table by table that nothing is missing. Then it archives continuously, takes a physical backup, goes
+/// on writing, ruins a table at a known moment, restores the whole server to the second before, and proves
+/// that too. Removes everything afterwards.
 #[derive(Debug, clap::Args)]
 #[command(after_long_help = "Example:\n  pgmahout demo\n  pgmahout demo --scale 10 --keep")]
 pub(crate) struct Args {
@@ -180,8 +183,12 @@ async fn play(args: &Args, context: &Context) -> Result<ExitStatus, Failure> {
     let shop = Connection::open(&primary.parameters("shop")?).await?;
     let after = shop::digests(&shop).await?;
     stage.table(&shop::proof(&before, &damaged, &after));
-    let lost = shop::differing(&before, &after);
+    let mut lost = shop::differing(&before, &after);
     stage.end();
+    let proven = before.len();
+
+    let rewound = rewind::play(&mut stage, &house, &primary, &shop, &bin_dir).await?;
+    lost.extend(rewound.lost);
 
     let total = begun.elapsed();
     stage.summary(total);
@@ -191,8 +198,8 @@ async fn play(args: &Args, context: &Context) -> Result<ExitStatus, Failure> {
             "rows": rows,
             "steps": stage.steps_json(),
             "seconds": total.as_secs_f64(),
-            "tables": before.len(),
-            "tables_equal": before.len() - lost.len(),
+            "tables": proven + rewound.tables,
+            "tables_equal": proven + rewound.tables - lost.len(),
             "kept": args.keep.then(|| house.root().display().to_string()),
         }))?;
     }

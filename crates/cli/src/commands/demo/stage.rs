@@ -40,6 +40,16 @@ pub(super) struct Stage {
     current: Option<(String, Instant)>,
     environment: Vec<(&'static str, String)>,
     root: PathBuf,
+    server_side: Option<ServerSide>,
+}
+
+/// How commands are run that share files with the server: as its user, from a place that it can reach.
+pub(super) struct ServerSide {
+    pub(super) program: PathBuf,
+    /// The configuration file.
+    pub(super) config: PathBuf,
+    pub(super) user: u32,
+    pub(super) group: u32,
 }
 
 impl Stage {
@@ -50,6 +60,7 @@ impl Stage {
             current: None,
             environment: Vec::new(),
             root: PathBuf::new(),
+            server_side: None,
         }
     }
 
@@ -65,6 +76,13 @@ impl Stage {
             ("PATH", format!("{}:{path}", bin_dir.display())),
             ("PGMAHOUT_STATE_DIR", root.join("state").display().to_string()),
         ];
+    }
+
+    /// From now on commands run as the server's user does, as those of physical backups must.
+    pub(super) fn use_server_side(&mut self, server_side: ServerSide) {
+        self.environment
+            .push(("PGMAHOUT_CONFIG", server_side.config.display().to_string()));
+        self.server_side = Some(server_side);
     }
 
     fn text(&self, text: &str) {
@@ -121,9 +139,17 @@ impl Stage {
         let shown =
             format!("pgmahout {}", arguments.join(" ")).replace(&format!("{}/", self.root.display()), "");
         self.say(&self.printer.palette().strong(&format!("$ {shown}")));
-        let program = std::env::current_exe()
-            .map_err(|error| Failure::caused_by("cannot find the running program's own file", error))?;
+        let program = match &self.server_side {
+            Some(server_side) => server_side.program.clone(),
+            None => std::env::current_exe()
+                .map_err(|error| Failure::caused_by("cannot find the running program's own file", error))?,
+        };
         let mut command = tokio::process::Command::new(program);
+        if let Some(server_side) = &self.server_side
+            && rustix::process::geteuid().is_root()
+        {
+            command.uid(server_side.user).gid(server_side.group);
+        }
         for (name, _) in std::env::vars_os() {
             let name = name.to_string_lossy().into_owned();
             if name.starts_with("PG") {

@@ -42,7 +42,8 @@ impl Everything {
             let Ok(stanza) = args.stanza(&self.settings) else {
                 return Ok(Vec::new());
             };
-            let store = place::configured_repository(configured).map_err(|failure| named(failure.summary()))?;
+            let store =
+                place::configured_repository(configured).map_err(|failure| named(failure.summary()))?;
             let store = pgmahout_store::repository::Repository::open(store)
                 .await
                 .map_err(|error| named(chain(&error)))?;
@@ -73,19 +74,21 @@ impl Backups for Everything {
                     configured.off_site && !endpoint.as_deref().is_some_and(is_this_host),
                 ),
             };
-            all.extend(head.backups.iter().map(|backup| BackupSummary {
-                id: backup.label.to_string(),
-                kind: "physical".to_owned(),
-                location: location.clone(),
-                finished: backup.stop_time.as_duration().as_secs_f64(),
-                good: is_good(backup),
-                storage: storage.to_owned(),
-                off_site,
-                restored: backup
-                    .drilled
-                    .as_ref()
-                    .filter(|drilled| drilled.passed)
-                    .map(|drilled| drilled.at.as_duration().as_secs_f64()),
+            all.extend(head.backups.iter().map(|backup| {
+                BackupSummary {
+                    id: backup.label.to_string(),
+                    kind: "physical".to_owned(),
+                    location: location.clone(),
+                    finished: backup.stop_time.as_duration().as_secs_f64(),
+                    good: is_good(backup),
+                    storage: storage.to_owned(),
+                    off_site,
+                    restored: backup
+                        .drilled
+                        .as_ref()
+                        .filter(|drilled| drilled.passed)
+                        .map(|drilled| drilled.at.as_duration().as_secs_f64()),
+                }
             }));
         }
         Ok(all)
