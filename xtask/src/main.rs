@@ -29,7 +29,8 @@ Usage: cargo xtask <COMMAND>
   lint                    formatting, clippy, crate directions, documentation, links, file sizes
   fuzz [TARGET] [--seconds N]
                           fuzz one parser, or each for N seconds (30)
-  bench backup [--peer PGBACKREST] [--scale GIB] [--rounds N] [--segments N] [--files N] [--only ROW,...]
+  bench backup [--peer PGBACKREST] [--scale GIB] [--rounds N] [--segments N] [--files N] [--log FILE]
+               [--only ROW,...]
                           speed and memory of physical backups against pgBackRest (Debian's, or the one named);
                           rows: full, incremental, restore, delta, push, fetch, files
   proof rounds [N]        N backups (40) under load, each restored to a random target, row by row

@@ -41,6 +41,7 @@ struct Options {
     only: Vec<String>,
     binary: Option<PathBuf>,
     peer: Option<PathBuf>,
+    log: Option<PathBuf>,
 }
 
 impl Options {
@@ -57,6 +58,7 @@ impl Options {
             only: Vec::new(),
             binary: None,
             peer: None,
+            log: None,
         };
         let mut words = std::env::args().skip(1);
         while let Some(word) = words.next() {
@@ -68,6 +70,7 @@ impl Options {
                 "--files" => options.files = value.parse().unwrap_or_else(|_| usage(&word)),
                 "--only" => options.only = value.split(',').map(str::to_owned).collect(),
                 "--binary" => options.binary = Some(PathBuf::from(value)),
+                "--log" => options.log = Some(PathBuf::from(value)),
                 "--peer" => options.peer = Some(PathBuf::from(value)),
                 _ => usage(&word),
             }
@@ -82,7 +85,7 @@ impl Options {
 fn main() -> ExitCode {
     let options = Options::parse();
     let binary = options.binary.clone().unwrap_or_else(|| usage("--binary"));
-    let tools = Tools::new(&binary, options.peer.as_deref());
+    let tools = Tools::new(&binary, options.peer.as_deref(), options.log.clone());
     let dropping = Dropping::here();
     println!("{} cores, {} rounds", cores(), options.rounds);
     println!("{}{}", tools.describe(), dropping.describe());
@@ -120,7 +123,7 @@ fn main() -> ExitCode {
 fn usage(word: &str) -> ! {
     eprintln!(
         "error: {word}: usage: --binary PATH [--peer PGBACKREST] [--scale GIB] [--rounds N] [--segments N] [--files N] \
-         [--only {}]",
+         [--log FILE] [--only {}]",
         ROWS.join(",")
     );
     std::process::exit(2)

@@ -49,10 +49,12 @@ pub(crate) struct Tools {
     ours: PathBuf,
     peer: Option<PathBuf>,
     cores: usize,
+    log: Option<PathBuf>,
 }
 
 impl Tools {
-    pub(crate) fn new(ours: &Path, peer: Option<&Path>) -> Self {
+    /// With `log`, pgmahout says how long each stage took, and that is added to this file.
+    pub(crate) fn new(ours: &Path, peer: Option<&Path>, log: Option<PathBuf>) -> Self {
         let place = Sandbox::new();
         for tool in [Tool::Ours, Tool::Peer, Tool::Zstd] {
             place.directory(tool.directory());
@@ -62,6 +64,7 @@ impl Tools {
             ours: reachable(ours),
             peer: peer.map(reachable),
             cores: cores(),
+            log,
         }
     }
 
@@ -213,6 +216,9 @@ impl Tools {
                     .env("PGUSER", "postgres")
                     .arg("--config")
                     .arg(self.path(tool, "pgmahout.yml"));
+                if self.log.is_some() {
+                    command.arg("-vv");
+                }
             }
             Tool::Peer => {
                 command
@@ -297,7 +303,7 @@ impl Tools {
                 command
             }
         };
-        measured(&mut command)
+        self.measured(&mut command)
     }
 
     /// A restore of the newest backup into a directory, which is empty but with `delta`.
@@ -313,7 +319,7 @@ impl Tools {
         if delta {
             command.arg("--delta");
         }
-        measured(&mut command)
+        self.measured(&mut command)
     }
 
     /// What our restore of the newest backup would do.
@@ -321,7 +327,7 @@ impl Tools {
         let mut command = self.command(Tool::Ours, server);
         let into = self.path(Tool::Ours, "restored");
         command.args(["restore", "--dry-run", "--data-dir"]).arg(into);
-        measured(&mut command)
+        self.measured(&mut command)
     }
 
     /// Removes what was restored: the disk may be small.
@@ -329,6 +335,23 @@ impl Tools {
         for tool in [Tool::Ours, Tool::Peer] {
             let _ = std::fs::remove_dir_all(self.path(tool, "restored"));
         }
+    }
+
+    fn measured(&self, command: &mut Command) -> Measured {
+        let measured = measure::run(command);
+        assert!(
+            measured.status.success(),
+            "{command:?} ended with {}:\n{}",
+            measured.status,
+            measured.stderr
+        );
+        if let Some(log) = &self.log {
+            let file = std::fs::OpenOptions::new().create(true).append(true).open(log);
+            let mut file = file.unwrap_or_else(|error| panic!("{}: {error}", log.display()));
+            let text = format!("{command:?}: {:?}\n{}\n", measured.elapsed, measured.stderr);
+            std::io::Write::write_all(&mut file, text.as_bytes()).expect("the disk has room");
+        }
+        measured
     }
 
     /// Bytes of the backups in the repository, without the archived WAL.
@@ -355,17 +378,6 @@ pub(crate) fn run(command: &mut Command) {
         String::from_utf8_lossy(&output.stdout),
         String::from_utf8_lossy(&output.stderr)
     );
-}
-
-fn measured(command: &mut Command) -> Measured {
-    let measured = measure::run(command);
-    assert!(
-        measured.status.success(),
-        "{command:?} ended with {}:\n{}",
-        measured.status,
-        measured.stderr
-    );
-    measured
 }
 
 /// Bytes of all files below a directory.
