@@ -3,7 +3,7 @@
 //! * [`WalArchive`]: the archive of one stanza in one repository: has, get, put, list;
 //! * [`file`]: what a file of the server must be before it is archived;
 //! * [`inventory`]: ranges, gaps and branches of what is there;
-//! * [`push`]: from pg_wal into the repositories; [`fetch`]: back to the server;
+//! * [`push`]: from pg_wal into the repositories; [`fetch`]: back to the server; [`receive`]: by streaming replication;
 //! * [`verify`]: everything read back; [`enable`]: archiving turned on and off;
 //! * [`error`]: what can go wrong.
 //!
@@ -23,6 +23,7 @@ pub mod inventory;
 mod object;
 mod place;
 pub mod push;
+pub mod receive;
 pub mod verify;
 
 pub use archive::{PutOutcome, WalArchive};

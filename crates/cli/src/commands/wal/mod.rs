@@ -4,6 +4,7 @@ mod enable;
 mod fetch;
 mod list;
 mod push;
+mod receive;
 mod verify;
 
 use std::ffi::OsString;
@@ -23,6 +24,7 @@ use crate::failure::Failure;
 #[derive(Debug, clap::Subcommand)]
 pub(crate) enum Command {
     Push(push::Args),
+    Receive(receive::Args),
     Fetch(fetch::Args),
     List(list::Args),
     Verify(verify::Args),
@@ -33,6 +35,7 @@ pub(crate) enum Command {
 pub(crate) async fn run(command: Command, context: &Context) -> Result<ExitStatus, Failure> {
     match command {
         Command::Push(args) => Box::pin(push::run(args, context)).await,
+        Command::Receive(args) => Box::pin(receive::run(args, context)).await,
         Command::Fetch(args) => Box::pin(fetch::run(args, context)).await,
         Command::List(args) => Box::pin(list::run(args, context)).await,
         Command::Verify(args) => Box::pin(verify::run(args, context)).await,

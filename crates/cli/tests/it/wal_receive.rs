@@ -1,0 +1,198 @@
+//! WAL by streaming replication.
+
+use std::fs;
+use std::path::PathBuf;
+use std::time::Duration;
+
+use pgmahout_testkit::poll;
+use pgmahout_testkit::postgres::{Major, Postgres};
+use pgmahout_testkit::proc::{Pgmahout, Running};
+use pgmahout_testkit::processes::Signal;
+use rstest::rstest;
+
+const PATIENCE: Duration = Duration::from_secs(90);
+
+/// A server that archives nothing, a repository, and the files of a receiver.
+struct Scene {
+    server: Postgres,
+    root: tempfile::TempDir,
+}
+
+impl Scene {
+    async fn new(major: Major) -> Self {
+        let server = Postgres::builder(major)
+            .own_system_identifier()
+            .initdb_arg("--wal-segsize=1")
+            .start()
+            .await;
+        let scene = Self {
+            server,
+            root: tempfile::tempdir().expect("a directory"),
+        };
+        scene
+            .pgmahout(&["repo", "init", "--data-dir"])
+            .arg(scene.server.data_dir())
+            .run()
+            .await
+            .expect_status(0);
+        scene
+    }
+
+    fn repository(&self) -> PathBuf {
+        self.root.path().join("repository")
+    }
+
+    fn directory(&self) -> PathBuf {
+        self.root.path().join("receive")
+    }
+
+    fn pgmahout(&self, arguments: &[&str]) -> Pgmahout {
+        Pgmahout::command(env!("CARGO_BIN_EXE_pgmahout"))
+            .env("PGMAHOUT_REPOSITORY", "")
+            .args(&arguments[..2])
+            .arg("--repo")
+            .arg(self.repository())
+            .args(&arguments[2..])
+    }
+
+    fn receive(&self, server: &Postgres, more: &[&str]) -> Pgmahout {
+        self.pgmahout(&["wal", "receive", "--create-slot", "--dsn"])
+            .arg(server.dsn("postgres"))
+            .arg("--directory")
+            .arg(self.directory())
+            .args(more)
+    }
+
+    /// Writes, ends the segment, and waits for it in the repository.
+    async fn written(&self, server: &Postgres) -> String {
+        let segment = server
+            .query_text(
+                "postgres",
+                "SELECT pg_walfile_name(pg_logical_emit_message(false, 'test', repeat('x', 300000)) - 1::numeric)",
+            )
+            .await;
+        server.sql("postgres", "SELECT pg_switch_wal()").await;
+        let object = self.repository().join("stanza/main/wal").join(&segment[..8]);
+        let object = object.join(&segment[8..16]).join(&segment);
+        poll::until(PATIENCE, &format!("{segment} to be received"), async || object.exists()).await;
+        segment
+    }
+
+    async fn stop(running: Running) {
+        running.signal(Signal::TERM);
+        running.wait().await.expect_status(0);
+    }
+}
+
+#[rstest]
+#[case::pg15(Major::V15)]
+#[case::pg18(Major::V18)]
+#[tokio::test]
+async fn no_byte_that_was_reported_as_flushed_is_lost_by_a_kill(#[case] major: Major) {
+    let scene = Scene::new(major).await;
+    for round in 0..4_u64 {
+        let running = scene.receive(&scene.server, &[]).spawn();
+        scene.written(&scene.server).await;
+        // Into an unfinished segment, until the server hears that it is flushed.
+        let written = scene
+            .server
+            .query_text(
+                "postgres",
+                &format!("SELECT pg_logical_emit_message(false, 'test', repeat('{round}', 50000))"),
+            )
+            .await;
+        scene
+            .server
+            .sql("postgres", "SELECT pg_logical_emit_message(true, 'test', 'commit')")
+            .await;
+        poll::until(PATIENCE, "the receiver to report", async || {
+            scene
+                .server
+                .query_text(
+                    "postgres",
+                    &format!(
+                        "SELECT count(*) FROM pg_stat_replication WHERE application_name = 'pgmahout' \
+                         AND flush_lsn >= '{written}'"
+                    ),
+                )
+                .await
+                == "1"
+        })
+        .await;
+        running.kill_after(Duration::ZERO).await;
+        let name = scene
+            .server
+            .query_text(
+                "postgres",
+                &format!("SELECT pg_walfile_name('{written}'::pg_lsn - 1::numeric)"),
+            )
+            .await;
+        let mut partial = scene.directory().join(format!("{name}.partial"));
+        if !partial.exists() {
+            partial = scene.directory().join(&name);
+        }
+        let content = fs::read(&partial).expect("it is here");
+        let end = u64::from_str_radix(written.rsplit('/').next().expect("two halves"), 16).expect("hexadecimal");
+        let end = ((end - 1) % (1 << 20) + 1) as usize;
+        let real = fs::read(scene.server.data_dir().join("pg_wal").join(&name)).expect("readable");
+        assert!(content[..end] == real[..end], "round {round}");
+    }
+    let running = scene.receive(&scene.server, &[]).spawn();
+    scene.written(&scene.server).await;
+    Scene::stop(running).await;
+    scene.pgmahout(&["wal", "verify"]).run().await.expect_status(0);
+}
+
+#[rstest]
+#[case::pg15(Major::V15)]
+#[case::pg18(Major::V18)]
+#[tokio::test]
+async fn a_receiver_follows_a_promotion(#[case] major: Major) {
+    let scene = Scene::new(major).await;
+    let standby = scene.server.standby("standby").start().await;
+    let running = scene.receive(&standby, &[]).spawn();
+    scene.written(&scene.server).await;
+    standby.promote().await;
+    let segment = scene.written(&standby).await;
+    assert!(segment.starts_with("00000002"), "{segment}");
+    let history = scene.repository().join("stanza/main/wal/00000002/00000002.history");
+    assert!(history.exists());
+    // A restart of the server is no end.
+    standby.restart().await;
+    scene.written(&standby).await;
+    Scene::stop(running).await;
+    scene.pgmahout(&["wal", "verify"]).run().await.expect_status(0);
+}
+
+#[tokio::test]
+async fn what_would_protect_from_nothing_or_wait_for_ever_is_refused() {
+    let scene = Scene::new(Major::V15).await;
+    let refused = scene
+        .receive(&scene.server, &["--synchronous"])
+        .run()
+        .await
+        .expect_status(3);
+    assert!(refused.stderr.contains("own host"), "{}", refused.stderr);
+    scene
+        .server
+        .sql("postgres", "ALTER SYSTEM SET synchronous_commit = remote_apply")
+        .await;
+    scene.server.reload().await;
+    poll::until(PATIENCE, "the setting", async || {
+        scene.server.query_text("postgres", "SHOW synchronous_commit").await == "remote_apply"
+    })
+    .await;
+    let refused = scene
+        .receive(&scene.server, &["--synchronous"])
+        .run()
+        .await
+        .expect_status(3);
+    assert!(refused.stderr.contains("remote_apply"), "{}", refused.stderr);
+    let missing = scene
+        .pgmahout(&["wal", "receive", "--dsn"])
+        .arg(scene.server.dsn("postgres"))
+        .run()
+        .await
+        .expect_status(3);
+    assert!(missing.stderr.contains("--create-slot"), "{}", missing.stderr);
+}
