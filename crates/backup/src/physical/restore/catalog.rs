@@ -121,7 +121,10 @@ mod tests {
             tuple(5, "postgres", 0, 0x0300 | 0x0800),
         ]);
         let expected = [(1, "template1"), (5, "postgres"), (16_385, "shop")];
-        let expected: Vec<(u32, String)> = expected.iter().map(|(oid, name)| (*oid, (*name).to_owned())).collect();
+        let expected: Vec<(u32, String)> = expected
+            .iter()
+            .map(|(oid, name)| (*oid, (*name).to_owned()))
+            .collect();
         assert_eq!(databases(&content), expected);
     }
 

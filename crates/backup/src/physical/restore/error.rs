@@ -79,7 +79,9 @@ pub enum RestoreError {
         newest: Option<Label>,
     },
     /// The target lies before the backup is consistent.
-    #[error("{target} lies before the end of backup {label} ({nearest}), before which no restore of it can stop")]
+    #[error(
+        "{target} lies before the end of backup {label} ({nearest}), before which no restore of it can stop"
+    )]
     BeforeBackup {
         /// The target.
         target: String,
@@ -136,7 +138,9 @@ pub enum RestoreError {
         left: Option<Lsn>,
     },
     /// The backup's own WAL is incomplete.
-    #[error("backup {label} cannot be restored: WAL segment {segment}, which it needs, is not in the archive")]
+    #[error(
+        "backup {label} cannot be restored: WAL segment {segment}, which it needs, is not in the archive"
+    )]
     WalMissing {
         /// The backup.
         label: Label,
@@ -263,7 +267,9 @@ pub enum RestoreError {
         why: String,
     },
     /// A block is not what was backed up.
-    #[error("block {block} of {file} is not what was backed up: its content in {object} has another hash; it was not written")]
+    #[error(
+        "block {block} of {file} is not what was backed up: its content in {object} has another hash; it was not written"
+    )]
     WrongBlock {
         /// The file.
         file: String,
@@ -323,7 +329,10 @@ pub enum RestoreError {
 
 fn end(nearest: &Nearest) -> String {
     match nearest {
-        Nearest::Time(at) => format!("and the last segment before it was archived at {}", moment::utc(*at)),
+        Nearest::Time(at) => format!(
+            "and the last segment before it was archived at {}",
+            moment::utc(*at)
+        ),
         Nearest::Lsn(lsn) => format!("and what is before it ends at {lsn}"),
     }
 }

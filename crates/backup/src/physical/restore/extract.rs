@@ -104,12 +104,20 @@ pub async fn extract(
     );
     let live = Connection::open_secured(&request.into).await?;
     check_target(&live, request, &new_table).await?;
-    let major = repository.stanza_info().history.last().map_or(0, |system| system.major);
-    let program = Binaries::find("postgres", Requirement::Exactly(major), request.bin_dir.as_deref())
-        .map_err(|error| RestoreError::Refused {
-            hint: pgmahout_types::diagnostic::Diagnose::hint(&error).unwrap_or_default(),
-            what: error.to_string(),
-        })?;
+    let major = repository
+        .stanza_info()
+        .history
+        .last()
+        .map_or(0, |system| system.major);
+    let program = Binaries::find(
+        "postgres",
+        Requirement::Exactly(major),
+        request.bin_dir.as_deref(),
+    )
+    .map_err(|error| RestoreError::Refused {
+        hint: pgmahout_types::diagnostic::Diagnose::hint(&error).unwrap_or_default(),
+        what: error.to_string(),
+    })?;
     let house = ThrowawayHouse::create(ThrowawayOptions {
         bin_dir: program.directory().to_owned(),
         parent: request.scratch.clone(),
@@ -133,7 +141,11 @@ pub async fn extract(
 }
 
 /// The live database must be able to take the table, before anything long begins.
-async fn check_target(live: &Connection, request: &ExtractRequest, new_table: &str) -> Result<(), RestoreError> {
+async fn check_target(
+    live: &Connection,
+    request: &ExtractRequest,
+    new_table: &str,
+) -> Result<(), RestoreError> {
     let row = live
         .query_one(
             "SELECT pg_catalog.to_regclass($1) IS NOT NULL, pg_catalog.to_regnamespace($2) IS NOT NULL",
@@ -187,7 +199,12 @@ async fn side_files(
         start: None,
         parameters: serde_json::json!({}),
     };
-    let mut restore = Restore::prepare(repository.clone(), wanted(request.label, Vec::new()), cancellation).await?;
+    let mut restore = Restore::prepare(
+        repository.clone(),
+        wanted(request.label, Vec::new()),
+        cancellation,
+    )
+    .await?;
     let mut tablespaces = Vec::new();
     for oid in restore.tablespaces() {
         tablespaces.push((oid.to_string(), house.directory(&format!("tablespace-{oid}"))?));
@@ -195,14 +212,19 @@ async fn side_files(
     if !tablespaces.is_empty() {
         let label = restore.label();
         restore.release().await;
-        restore = Restore::prepare(repository.clone(), wanted(Some(label), tablespaces), cancellation).await?;
+        restore =
+            Restore::prepare(repository.clone(), wanted(Some(label), tablespaces), cancellation).await?;
     }
     if let Some(obstacle) = restore.obstacle().await {
         return Err(obstacle);
     }
     reporter.message(
         Level::Info,
-        &format!("restoring database {} of backup {} to the side", request.database, restore.label()),
+        &format!(
+            "restoring database {} of backup {} to the side",
+            request.database,
+            restore.label()
+        ),
     );
     // Its journal ends with the scratch directory.
     let runner = Runner::at(StateDirectory::at(house.root().join("state")));
@@ -239,7 +261,10 @@ fn side_server(house: &ThrowawayHouse) -> Result<ThrowawayServer, RestoreError> 
         ("huge_pages", "off".to_owned()),
         ("hot_standby", "off".to_owned()),
         ("max_connections", control.max_connections.to_string()),
-        ("max_prepared_transactions", control.max_prepared_transactions.to_string()),
+        (
+            "max_prepared_transactions",
+            control.max_prepared_transactions.to_string(),
+        ),
     ];
     if !data.join("postgresql.conf").exists() {
         let file = house.write_file("postgresql.conf", "")?;
@@ -251,7 +276,8 @@ fn side_server(house: &ThrowawayHouse) -> Result<ThrowawayServer, RestoreError> 
 fn control(data: &std::path::Path) -> Result<ControlFile, RestoreError> {
     let path = data.join(ControlFile::PATH);
     let bytes = fs::read(&path).map_err(|error| RestoreError::io("read", &path, error))?;
-    ControlFile::parse(&bytes).map_err(|error| RestoreError::io("understand", &path, std::io::Error::other(error)))
+    ControlFile::parse(&bytes)
+        .map_err(|error| RestoreError::io("understand", &path, std::io::Error::other(error)))
 }
 
 /// Waits until the side server has recovered and takes connections.
@@ -270,7 +296,9 @@ async fn wait(
                     if ended { "ended" } else { "still recovers" },
                     server.log_tail()
                 ),
-                hint: "correct what the log names; choose an earlier target, or give more time with --timeout".to_owned(),
+                hint:
+                    "correct what the log names; choose an earlier target, or give more time with --timeout"
+                        .to_owned(),
             });
         }
         let data = server.data_directory();
@@ -312,7 +340,11 @@ async fn copy(
     new_table: &str,
 ) -> Result<u64, RestoreError> {
     let side = open_side(server, request).await?;
-    let table = format!("{}.{}", quote_identifier(&request.schema), quote_identifier(&request.table));
+    let table = format!(
+        "{}.{}",
+        quote_identifier(&request.schema),
+        quote_identifier(&request.table)
+    );
     let columns = side
         .query(
             "SELECT pg_catalog.quote_ident(a.attname), pg_catalog.format_type(a.atttypid, a.atttypmod) \
@@ -325,7 +357,10 @@ async fn copy(
         .map_err(sql(format!("look at {table} as it was")))?;
     if columns.is_empty() {
         return Err(RestoreError::Recovery {
-            why: format!("at the target, database {} has no table {table}", request.database),
+            why: format!(
+                "at the target, database {} has no table {table}",
+                request.database
+            ),
             hint: "check the name, and choose a target at which the table was there".to_owned(),
         });
     }
@@ -335,9 +370,12 @@ async fn copy(
         .map(|row| format!("{} {}", row.get::<_, String>(0), row.get::<_, String>(1)))
         .collect();
     let names = names.join(", ");
-    live.batch_execute(&format!("BEGIN; CREATE TABLE {new_table} ({})", definitions.join(", ")))
-        .await
-        .map_err(sql(format!("create {new_table}")))?;
+    live.batch_execute(&format!(
+        "BEGIN; CREATE TABLE {new_table} ({})",
+        definitions.join(", ")
+    ))
+    .await
+    .map_err(sql(format!("create {new_table}")))?;
     let rows = side
         .copy_out(&format!("COPY (SELECT {names} FROM {table}) TO STDOUT"))
         .await
@@ -353,7 +391,9 @@ async fn copy(
         sink.send(bytes).await.map_err(sql(format!("fill {new_table}")))?;
     }
     let count = sink.finish().await.map_err(sql(format!("fill {new_table}")))?;
-    live.batch_execute("COMMIT").await.map_err(sql(format!("keep {new_table}")))?;
+    live.batch_execute("COMMIT")
+        .await
+        .map_err(sql(format!("keep {new_table}")))?;
     side.close().await;
     Ok(count)
 }

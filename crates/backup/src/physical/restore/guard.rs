@@ -70,7 +70,9 @@ pub(crate) fn look(data: &Path) -> Result<Existing, RestoreError> {
             // The identifier is the first field of every version.
             Err(_) if bytes.len() >= 8 && data.join("PG_VERSION").is_file() => {
                 let first = bytes.first_chunk::<8>().copied().unwrap_or_default();
-                Ok(Existing::Cluster(SystemIdentifier::new(u64::from_le_bytes(first))))
+                Ok(Existing::Cluster(SystemIdentifier::new(u64::from_le_bytes(
+                    first,
+                ))))
             }
             Err(_) => Ok(Existing::Foreign(names)),
         },
@@ -206,13 +208,17 @@ impl DirectoryLock {
     pub(crate) fn acquire(data: &Path) -> Result<Self, RestoreError> {
         let directory = File::open(data).map_err(|error| RestoreError::io("open", data, error))?;
         match rustix::fs::flock(&directory, FlockOperation::NonBlockingLockExclusive) {
-            Ok(()) => Ok(Self { _directory: directory }),
+            Ok(()) => Ok(Self {
+                _directory: directory,
+            }),
             Err(rustix::io::Errno::WOULDBLOCK) => Err(RestoreError::Busy {
                 directory: data.to_owned(),
             }),
             // Network file systems may have no locks: then the one of the procedure has to do.
             Err(rustix::io::Errno::NOTSUP | rustix::io::Errno::NOLCK | rustix::io::Errno::INVAL) => {
-                Ok(Self { _directory: directory })
+                Ok(Self {
+                    _directory: directory,
+                })
             }
             Err(error) => Err(RestoreError::io("lock", data, error.into())),
         }
@@ -245,7 +251,10 @@ mod tests {
     }
 
     fn write_pid(data: &Path, pid: i64) {
-        let text = format!("{pid}\n{}\n1768910400\n5432\n/tmp\nlocalhost\n  1234   5678\nready   \n", data.display());
+        let text = format!(
+            "{pid}\n{}\n1768910400\n5432\n/tmp\nlocalhost\n  1234   5678\nready   \n",
+            data.display()
+        );
         fs::write(data.join("postmaster.pid"), text).expect("writable");
     }
 
@@ -253,11 +262,17 @@ mod tests {
     fn a_living_process_of_the_owner_is_a_running_server() {
         let data = directory();
         check_no_server(data.path()).expect("no file, no server");
-        let mut child = std::process::Command::new("/bin/sleep").arg("100").spawn().expect("sleep");
+        let mut child = std::process::Command::new("/bin/sleep")
+            .arg("100")
+            .spawn()
+            .expect("sleep");
         for pid in [i64::from(child.id()), -i64::from(child.id())] {
             write_pid(data.path(), pid);
             let error = check_no_server(data.path()).expect_err("it lives");
-            assert!(matches!(error, RestoreError::Running { pid, .. } if pid == child.id()), "{error}");
+            assert!(
+                matches!(error, RestoreError::Running { pid, .. } if pid == child.id()),
+                "{error}"
+            );
         }
         child.kill().expect("killed");
         // Dead and not waited for is dead.
@@ -311,7 +326,10 @@ mod tests {
         fs::create_dir(data.join(LOST_AND_FOUND)).expect("writable");
         assert_eq!(look(&data).expect("readable"), Existing::Empty);
         fs::write(data.join("notes.txt"), "").expect("writable");
-        assert_eq!(look(&data).expect("readable"), Existing::Foreign(vec!["notes.txt".to_owned()]));
+        assert_eq!(
+            look(&data).expect("readable"),
+            Existing::Foreign(vec!["notes.txt".to_owned()])
+        );
         let marker = Marker {
             label: "20261121T104500Z-3f9a".parse().expect("a label"),
             system_identifier: SystemIdentifier::new(7),

@@ -23,11 +23,16 @@ pub(crate) async fn archive(
     cancellation: &CancellationToken,
 ) -> Result<Archive, RestoreError> {
     let names = repository.names();
-    let listed = repository.repository().list(&names.wal_prefix(), cancellation).await?;
+    let listed = repository
+        .repository()
+        .list(&names.wal_prefix(), cancellation)
+        .await?;
     let mut archive = Archive::new(size);
     let mut histories = Vec::new();
     for entry in &listed {
-        let Some(relative) = names.relative(&entry.name) else { continue };
+        let Some(relative) = names.relative(&entry.name) else {
+            continue;
+        };
         match StanzaObject::parse(relative) {
             Some(StanzaObject::Wal(WalFileName::Segment(segment))) => {
                 archive.add(segment, archived_at(entry.modified));
@@ -52,9 +57,15 @@ fn archived_at(modified: std::time::SystemTime) -> Timestamp {
     }
 }
 
-async fn history(repository: &PhysicalRepository, timeline: TimelineId) -> Result<TimelineHistory, RestoreError> {
+async fn history(
+    repository: &PhysicalRepository,
+    timeline: TimelineId,
+) -> Result<TimelineHistory, RestoreError> {
     let object = repository.wal_name(WalFileName::TimelineHistory(timeline));
-    let bytes = repository.repository().get_bytes(&object, LARGEST_HISTORY).await?;
+    let bytes = repository
+        .repository()
+        .get_bytes(&object, LARGEST_HISTORY)
+        .await?;
     let content = framed::open_bytes(&repository.cipher(), kind::WAL, &object, &bytes).map_err(|source| {
         RestoreError::Framed {
             object: object.clone(),

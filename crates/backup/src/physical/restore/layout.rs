@@ -65,7 +65,11 @@ impl Layout {
         let data = absolute(&remap.data_dir)?;
         let wal = remap.wal_dir.as_deref().map(absolute).transpose()?;
         let mut tablespaces = BTreeMap::new();
-        for tablespace in header.tablespaces.iter().filter(|tablespace| !tablespace.in_place) {
+        for tablespace in header
+            .tablespaces
+            .iter()
+            .filter(|tablespace| !tablespace.in_place)
+        {
             let from = tablespace.path.as_path().to_owned();
             tablespaces.insert(
                 tablespace.oid,
@@ -190,7 +194,12 @@ impl Layout {
         let mut links: Vec<(PathBuf, PathBuf)> = self
             .tablespaces
             .values()
-            .map(|target| (self.data.join(LINKS).join(target.oid.to_string()), target.to.clone()))
+            .map(|target| {
+                (
+                    self.data.join(LINKS).join(target.oid.to_string()),
+                    target.to.clone(),
+                )
+            })
             .collect();
         if let Some(wal) = &self.wal {
             links.push((self.data.join(WAL), wal.clone()));
@@ -244,7 +253,11 @@ impl Layout {
 
 /// `base.join("")` would add a slash.
 fn join(base: &Path, rest: &Path) -> PathBuf {
-    if rest.as_os_str().is_empty() { base.to_owned() } else { base.join(rest) }
+    if rest.as_os_str().is_empty() {
+        base.to_owned()
+    } else {
+        base.join(rest)
+    }
 }
 
 fn version_directory(header: &Header) -> String {
@@ -254,14 +267,27 @@ fn version_directory(header: &Header) -> String {
 /// An absolute path, with links in what exists of it resolved, so that two names of one directory are found
 /// to be one.
 fn absolute(path: &Path) -> Result<PathBuf, RestoreError> {
-    if path.as_os_str().is_empty() || path.as_os_str().as_bytes().iter().any(|byte| matches!(byte, b'\n' | b'\r')) {
+    if path.as_os_str().is_empty()
+        || path
+            .as_os_str()
+            .as_bytes()
+            .iter()
+            .any(|byte| matches!(byte, b'\n' | b'\r'))
+    {
         return Err(RestoreError::Usage {
-            what: format!("{:?} cannot be a directory of a server", path.display().to_string()),
+            what: format!(
+                "{:?} cannot be a directory of a server",
+                path.display().to_string()
+            ),
             hint: "give the path of a directory".to_owned(),
         });
     }
     let path = std::path::absolute(path).map_err(|error| RestoreError::io("find", path, error))?;
-    if path.components().any(|part| part == std::path::Component::ParentDir) && !path.exists() {
+    if path
+        .components()
+        .any(|part| part == std::path::Component::ParentDir)
+        && !path.exists()
+    {
         return Err(RestoreError::Usage {
             what: format!("{} has a part \"..\", and does not exist", path.display()),
             hint: "write the path without \"..\"".to_owned(),
@@ -354,7 +380,13 @@ mod tests {
     const MAP: &str = "16385 /nowhere/fast\n16386 /nowhere/slow\n";
 
     fn two() -> Header {
-        header(&[(16_385, "fast", "/nowhere/fast"), (16_386, "slow", "/nowhere/slow")], Some(MAP))
+        header(
+            &[
+                (16_385, "fast", "/nowhere/fast"),
+                (16_386, "slow", "/nowhere/slow"),
+            ],
+            Some(MAP),
+        )
     }
 
     #[test]
@@ -368,10 +400,19 @@ mod tests {
             ("pg_wal/archive_status", "/nowhere/wal/archive_status"),
             ("pg_tblspc", "/nowhere/data/pg_tblspc"),
             ("pg_tblspc/16385", "/nowhere/ssd"),
-            ("pg_tblspc/16385/PG_15_202209061/5/1", "/nowhere/ssd/PG_15_202209061/5/1"),
-            ("pg_tblspc/16386/PG_15_202209061/5/1", "/nowhere/slow/PG_15_202209061/5/1"),
+            (
+                "pg_tblspc/16385/PG_15_202209061/5/1",
+                "/nowhere/ssd/PG_15_202209061/5/1",
+            ),
+            (
+                "pg_tblspc/16386/PG_15_202209061/5/1",
+                "/nowhere/slow/PG_15_202209061/5/1",
+            ),
             // In place: a directory of the data directory.
-            ("pg_tblspc/16400/PG_15_202209061/5/1", "/nowhere/data/pg_tblspc/16400/PG_15_202209061/5/1"),
+            (
+                "pg_tblspc/16400/PG_15_202209061/5/1",
+                "/nowhere/data/pg_tblspc/16400/PG_15_202209061/5/1",
+            ),
         ] {
             let path = RelativePath::new(path).expect("a path");
             assert_eq!(layout.locate(&path), Path::new(expected), "{path}");
@@ -383,10 +424,23 @@ mod tests {
     fn the_tablespace_map_is_the_servers_own_unless_something_moves() {
         let header = two();
         let same = Layout::new(&remap("/nowhere/data", None, &[]), &header).expect("a layout");
-        assert_eq!(same.tablespace_map(&header).expect("readable").as_deref(), Some(MAP.as_bytes()));
-        let moved = Layout::new(&remap("/nowhere/data", None, &[("16386", "/nowhere/ssd")]), &header);
-        let map = moved.expect("a layout").tablespace_map(&header).expect("readable").expect("there");
-        assert_eq!(String::from_utf8_lossy(&map), "16385 /nowhere/fast\n16386 /nowhere/ssd\n");
+        assert_eq!(
+            same.tablespace_map(&header).expect("readable").as_deref(),
+            Some(MAP.as_bytes())
+        );
+        let moved = Layout::new(
+            &remap("/nowhere/data", None, &[("16386", "/nowhere/ssd")]),
+            &header,
+        );
+        let map = moved
+            .expect("a layout")
+            .tablespace_map(&header)
+            .expect("readable")
+            .expect("there");
+        assert_eq!(
+            String::from_utf8_lossy(&map),
+            "16385 /nowhere/fast\n16386 /nowhere/ssd\n"
+        );
         let none = super::tests::header(&[], None);
         let layout = Layout::new(&remap("/nowhere/data", None, &[]), &none).expect("a layout");
         assert_eq!(layout.tablespace_map(&none).expect("readable"), None);

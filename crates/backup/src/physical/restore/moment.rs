@@ -46,7 +46,8 @@ impl Moment {
         let text = text.trim();
         let usage = |what: String| RestoreError::Usage {
             what,
-            hint: "write for example \"2025-01-20 14:30:00+01:00\" or \"2025-01-20 14:30:00 Europe/Berlin\"".to_owned(),
+            hint: "write for example \"2025-01-20 14:30:00+01:00\" or \"2025-01-20 14:30:00 Europe/Berlin\""
+                .to_owned(),
         };
         let (local, suffix) = split(text);
         let local = parse_local(local).ok_or_else(|| usage(format!("\"{text}\" is not a time")))?;
@@ -60,7 +61,9 @@ impl Moment {
         let time_zone = match name {
             Some(name) => match parse_offset(name) {
                 Some(offset) => TimeZone::fixed(offset),
-                None => TimeZone::get(name).map_err(|_| usage(format!("\"{name}\" is not a known time zone")))?,
+                None => {
+                    TimeZone::get(name).map_err(|_| usage(format!("\"{name}\" is not a known time zone")))?
+                }
             },
             None => TimeZone::system(),
         };
@@ -100,8 +103,16 @@ pub(crate) fn utc(at: Timestamp) -> String {
 }
 
 fn show(zoned: &Zoned) -> String {
-    let fraction = if zoned.subsec_nanosecond() == 0 { "%Y-%m-%d %H:%M:%S" } else { "%Y-%m-%d %H:%M:%S%.f" };
-    format!("{} {}", zoned.strftime(fraction), zone_name(zoned.time_zone(), Some(zoned)))
+    let fraction = if zoned.subsec_nanosecond() == 0 {
+        "%Y-%m-%d %H:%M:%S"
+    } else {
+        "%Y-%m-%d %H:%M:%S%.f"
+    };
+    format!(
+        "{} {}",
+        zoned.strftime(fraction),
+        zone_name(zoned.time_zone(), Some(zoned))
+    )
 }
 
 /// The zone's name, with the offset that it has then where the name does not say it.
@@ -124,7 +135,8 @@ fn split(text: &str) -> (&str, &str) {
     let end = after_date
         .char_indices()
         .find(|&(index, character)| {
-            !(character.is_ascii_digit() || matches!(character, ':' | '.')
+            !(character.is_ascii_digit()
+                || matches!(character, ':' | '.')
                 || index == 0 && matches!(character, ' ' | 'T' | 't'))
         })
         .map_or(after_date.len(), |(index, _)| index);
@@ -217,7 +229,10 @@ mod tests {
             parse("2025-07-20 14:30:00.25 Europe/Berlin", None).to_string(),
             "2025-07-20 14:30:00.25 Europe/Berlin (+02:00)"
         );
-        assert_eq!(parse("2025-07-20 14:30:00Z", None).to_string(), "2025-07-20 14:30:00 UTC");
+        assert_eq!(
+            parse("2025-07-20 14:30:00Z", None).to_string(),
+            "2025-07-20 14:30:00 UTC"
+        );
     }
 
     #[test]
@@ -239,8 +254,17 @@ mod tests {
 
     #[test]
     fn what_is_no_time_is_refused() {
-        for text in ["", "yesterday", "2025-01-20", "14:30:00", "2025-13-20 14:30:00Z", "2025-01-20 25:00:00Z",
-            "2025-01-20 14:30:00 Nowhere/Town", "2025-01-20 14:30:00+99", "ä2025-01-20 14:30"] {
+        for text in [
+            "",
+            "yesterday",
+            "2025-01-20",
+            "14:30:00",
+            "2025-13-20 14:30:00Z",
+            "2025-01-20 25:00:00Z",
+            "2025-01-20 14:30:00 Nowhere/Town",
+            "2025-01-20 14:30:00+99",
+            "ä2025-01-20 14:30",
+        ] {
             assert!(Moment::parse(text, None).is_err(), "{text}");
         }
     }

@@ -27,11 +27,18 @@ pub(crate) struct Ownership {
 /// Who will own the files below `data`. `recorded` is the owner of the backup's data directory.
 pub(crate) fn resolve(data: &Path, recorded: Option<&Owner>) -> Result<Ownership, RestoreError> {
     let directory = fs::metadata(data).ok().map(|found| (found.uid(), found.gid()));
-    choose(data, geteuid().as_raw(), getegid().as_raw(), directory, recorded, |recorded| {
-        let uid = recorded.user.as_deref().and_then(|name| number("passwd", name))?;
-        let group = recorded.group.as_deref().and_then(|name| number("group", name));
-        Some((uid, group.or_else(|| primary_group(uid))?))
-    })
+    choose(
+        data,
+        geteuid().as_raw(),
+        getegid().as_raw(),
+        directory,
+        recorded,
+        |recorded| {
+            let uid = recorded.user.as_deref().and_then(|name| number("passwd", name))?;
+            let group = recorded.group.as_deref().and_then(|name| number("group", name));
+            Some((uid, group.or_else(|| primary_group(uid))?))
+        },
+    )
 }
 
 fn choose(
@@ -49,7 +56,11 @@ fn choose(
                 owner: user_name(owner),
                 user: user_name(uid),
             }),
-            _ => Ok(Ownership { uid, gid, give: false }),
+            _ => Ok(Ownership {
+                uid,
+                gid,
+                give: false,
+            }),
         };
     }
     if let Some((uid, gid)) = directory.filter(|(owner, _)| *owner != 0) {
@@ -64,7 +75,9 @@ fn choose(
     };
     let name = recorded.user.clone().unwrap_or_else(|| recorded.uid.to_string());
     match known_here(recorded) {
-        Some((0, _)) => Err(no_owner("the backup's files belong to root, as which no server runs".to_owned())),
+        Some((0, _)) => Err(no_owner(
+            "the backup's files belong to root, as which no server runs".to_owned(),
+        )),
         Some((uid, gid)) => Ok(Ownership { uid, gid, give: true }),
         None => Err(no_owner(format!(
             "the backup's files belong to {name}, who is unknown on this machine"
@@ -126,14 +139,27 @@ mod tests {
         }
     }
 
-    fn who(uid: u32, directory: Option<(u32, u32)>, recorded: Option<&Owner>) -> Result<Ownership, RestoreError> {
-        choose(Path::new("/data"), uid, uid, directory, recorded, |_| Some((113, 120)))
+    fn who(
+        uid: u32,
+        directory: Option<(u32, u32)>,
+        recorded: Option<&Owner>,
+    ) -> Result<Ownership, RestoreError> {
+        choose(Path::new("/data"), uid, uid, directory, recorded, |_| {
+            Some((113, 120))
+        })
     }
 
     #[test]
     fn an_ordinary_user_restores_only_for_itself() {
         let own = who(1000, Some((1000, 1000)), Some(&postgres())).expect("its own directory");
-        assert_eq!(own, Ownership { uid: 1000, gid: 1000, give: false });
+        assert_eq!(
+            own,
+            Ownership {
+                uid: 1000,
+                gid: 1000,
+                give: false
+            }
+        );
         assert!(who(1000, None, Some(&postgres())).is_ok());
         let error = who(1000, Some((113, 120)), Some(&postgres())).expect_err("another's directory");
         assert_eq!(error.outcome(), Outcome::Refused);
@@ -142,10 +168,16 @@ mod tests {
     #[test]
     fn root_gives_the_files_to_the_directorys_owner_else_to_the_recorded_one() {
         let expected = |uid, gid| Ownership { uid, gid, give: true };
-        assert_eq!(who(0, Some((70, 71)), Some(&postgres())).expect("the directory's"), expected(70, 71));
+        assert_eq!(
+            who(0, Some((70, 71)), Some(&postgres())).expect("the directory's"),
+            expected(70, 71)
+        );
         for directory in [None, Some((0, 0))] {
             // By name: numbers differ between machines.
-            assert_eq!(who(0, directory, Some(&postgres())).expect("the recorded"), expected(113, 120));
+            assert_eq!(
+                who(0, directory, Some(&postgres())).expect("the recorded"),
+                expected(113, 120)
+            );
         }
     }
 
@@ -156,7 +188,9 @@ mod tests {
         assert_eq!(error.outcome(), Outcome::Refused);
         assert!(error.to_string().contains("postgres"), "{error}");
         assert!(who(0, None, None).is_err());
-        let root = choose(Path::new("/data"), 0, 0, None, Some(&postgres()), |_| Some((0, 0)));
+        let root = choose(Path::new("/data"), 0, 0, None, Some(&postgres()), |_| {
+            Some((0, 0))
+        });
         assert!(root.is_err());
     }
 }

@@ -143,7 +143,12 @@ pub(crate) fn settings(shared: &Shared) -> Result<Vec<String>, RestoreError> {
     let header = &shared.manifest.header;
     let mode = tree::root_mode(&shared.manifest) & 0o640;
     let mut warnings = Vec::new();
-    write_file(&data.join("backup_label"), header.backup_label.as_bytes(), mode, owner)?;
+    write_file(
+        &data.join("backup_label"),
+        header.backup_label.as_bytes(),
+        mode,
+        owner,
+    )?;
     let map = data.join("tablespace_map");
     match shared.layout.tablespace_map(header)? {
         Some(content) => write_file(&map, &content, mode, owner)?,
@@ -162,7 +167,9 @@ pub(crate) fn settings(shared: &Shared) -> Result<Vec<String>, RestoreError> {
     let configuration = match own.exists().then(|| Configuration::read(&own)) {
         Some(Ok(configuration)) => Some(configuration),
         Some(Err(error)) => {
-            warnings.push(format!("postgresql.conf could not be read, so that all recovery settings are overridden: {error}"));
+            warnings.push(format!(
+                "postgresql.conf could not be read, so that all recovery settings are overridden: {error}"
+            ));
             None
         }
         None => None,
@@ -176,7 +183,12 @@ pub(crate) fn settings(shared: &Shared) -> Result<Vec<String>, RestoreError> {
     let rewritten = recovery.rewrite(&path, &before, configuration.as_ref())?;
     write_file(&path, rewritten.text.as_bytes(), mode, owner)?;
     shared.set(|outcome| {
-        outcome.settings = rewritten.removed.iter().chain(&rewritten.overridden).cloned().collect();
+        outcome.settings = rewritten
+            .removed
+            .iter()
+            .chain(&rewritten.overridden)
+            .cloned()
+            .collect();
     });
     for signal in ["recovery.signal", "standby.signal"] {
         let path = data.join(signal);
@@ -224,7 +236,10 @@ pub(crate) fn publish(shared: &Shared, cancellation: &CancellationToken) -> Resu
     let content = shared.content(file, cancellation)?;
     let control = ControlFile::parse(&content).map_err(|error| RestoreError::damaged(label, error))?;
     if control.system_identifier != shared.manifest.header.system_identifier {
-        return Err(RestoreError::damaged(label, "its pg_control is that of another cluster"));
+        return Err(RestoreError::damaged(
+            label,
+            "its pg_control is that of another cluster",
+        ));
     }
     let waiting = data.join(WAITING_CONTROL);
     write_file(&waiting, &content, file.mode, owner)?;

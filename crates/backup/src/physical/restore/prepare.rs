@@ -5,17 +5,17 @@ use std::path::PathBuf;
 use std::sync::{Arc, Mutex, PoisonError};
 
 use pgmahout_store::framed::ObjectCipher;
-use pgmahout_types::repository::manifest::{Area, Entry, File, Manifest, PackEntry};
 use pgmahout_types::ControlFile;
+use pgmahout_types::repository::manifest::{Area, Entry, File, Manifest, PackEntry};
 use pgmahout_types::repository::{BackupEntry, Head};
 use pgmahout_types::version::ServerVersion;
 use tokio_util::sync::CancellationToken;
 
 use super::error::RestoreError;
 use super::execute::fetch::{ObjectSource, Packs, StoredObjects};
+use super::execute::target;
 use super::execute::tree::{self, Strangers};
 use super::execute::write::{Tally, Writer};
-use super::execute::target;
 use super::guard::{self, DirectoryLock, Existing};
 use super::layout::Layout;
 use super::owner::{self, Ownership};
@@ -100,7 +100,10 @@ impl Shared {
     }
 
     pub(crate) fn outcome(&self) -> RestoreOutcome {
-        self.outcome.lock().unwrap_or_else(PoisonError::into_inner).clone()
+        self.outcome
+            .lock()
+            .unwrap_or_else(PoisonError::into_inner)
+            .clone()
     }
 
     /// Holds the data directory, from the first time on until it is given up.
@@ -181,12 +184,22 @@ impl Shared {
         let repository = self.repository.clone();
         let names = move |pack: &PackEntry| repository.pack_object(pack.kind, pack.id);
         let source: &dyn ObjectSource = &self.objects;
-        let packs = Packs::new(source, &self.cipher, &self.manifest.end.packs, &names, cancellation);
+        let packs = Packs::new(
+            source,
+            &self.cipher,
+            &self.manifest.end.packs,
+            &names,
+            cancellation,
+        );
         work(&packs)
     }
 
     /// The content of a file of the backup.
-    pub(crate) fn content(&self, file: &File, cancellation: &CancellationToken) -> Result<Vec<u8>, RestoreError> {
+    pub(crate) fn content(
+        &self,
+        file: &File,
+        cancellation: &CancellationToken,
+    ) -> Result<Vec<u8>, RestoreError> {
         let tally = Tally::default();
         self.with_packs(cancellation, |packs| {
             let writer = Writer {
@@ -208,15 +221,16 @@ impl Shared {
     /// A file of the data directory, by its path.
     pub(crate) fn file(&self, path: &str) -> Option<&File> {
         self.manifest.entries.iter().find_map(|entry| match entry {
-            Entry::File(file) if file.area == Area::Data && file.path.as_bytes() == path.as_bytes() => Some(file),
+            Entry::File(file) if file.area == Area::Data && file.path.as_bytes() == path.as_bytes() => {
+                Some(file)
+            }
             _ => None,
         })
     }
 
     /// What is needed of each file system, and what does not belong there.
     pub(crate) fn survey(&self, reuse: bool) -> Result<(Vec<space::SpaceNeed>, Strangers), RestoreError> {
-        let mut totals: BTreeMap<PathBuf, u64> =
-            self.roots().into_iter().map(|root| (root, 0)).collect();
+        let mut totals: BTreeMap<PathBuf, u64> = self.roots().into_iter().map(|root| (root, 0)).collect();
         for entry in &self.manifest.entries {
             let Entry::File(file) = entry else { continue };
             if file.area != Area::Data || self.selection.is_hollow(&file.path, file.kind) {
@@ -308,16 +322,19 @@ impl Shared {
         let reuse = self.request.delta || resuming;
         let mut links: Vec<(&'static str, PathBuf, PathBuf)> = Vec::new();
         for (link, target) in self.layout.links() {
-            let what = if self.layout.wal() == Some(&target) { "WAL directory" } else { "tablespace" };
+            let what = if self.layout.wal() == Some(&target) {
+                "WAL directory"
+            } else {
+                "tablespace"
+            };
             links.push((what, link, target));
         }
         for (what, link, target) in links {
             let Some(found) = guard::entries(&target)?.filter(|found| !found.is_empty()) else {
                 continue;
             };
-            let linked = std::fs::canonicalize(&link).is_ok_and(|real| {
-                std::fs::canonicalize(&target).is_ok_and(|target| real == target)
-            });
+            let linked = std::fs::canonicalize(&link)
+                .is_ok_and(|real| std::fs::canonicalize(&target).is_ok_and(|target| real == target));
             if linked && (reuse || self.request.keep_old) {
                 continue;
             }
@@ -340,8 +357,9 @@ impl Shared {
                 .ok_or_else(|| RestoreError::damaged(self.entry.label, format!("it has no file {path}")))?;
             self.content(file, &cancellation)
         };
-        let file = catalog::file_of_databases(&read("global/pg_filenode.map")?)
-            .ok_or_else(|| RestoreError::damaged(self.entry.label, "global/pg_filenode.map is not understood"))?;
+        let file = catalog::file_of_databases(&read("global/pg_filenode.map")?).ok_or_else(|| {
+            RestoreError::damaged(self.entry.label, "global/pg_filenode.map is not understood")
+        })?;
         let known = catalog::databases(&read(&format!("global/{file}"))?);
         let mut kept = Vec::new();
         for name in wanted {
@@ -408,7 +426,11 @@ fn check_format(manifest: &Manifest) -> Result<(), RestoreError> {
     let version: ServerVersion = header.server_version;
     if version.major() < 14 || version.major() > ServerVersion::NEWEST_MAJOR {
         return Err(RestoreError::Refused {
-            what: format!("backup {} is of PostgreSQL {}, which is not known", header.label, version.major()),
+            what: format!(
+                "backup {} is of PostgreSQL {}, which is not known",
+                header.label,
+                version.major()
+            ),
             hint: "use a pgmahout that knows this version".to_owned(),
         });
     }

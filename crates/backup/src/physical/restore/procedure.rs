@@ -7,7 +7,9 @@ use std::sync::Arc;
 use async_trait::async_trait;
 use pgmahout_procedure::confirm::Question;
 use pgmahout_procedure::report::{Level, Task, Unit};
-use pgmahout_procedure::{Check, Plan, PlanDetails, Problem, Procedure, Step, StepContext, StepError, Target};
+use pgmahout_procedure::{
+    Check, Plan, PlanDetails, Problem, Procedure, Step, StepContext, StepError, Target,
+};
 use pgmahout_types::repository::Label;
 use pgmahout_types::{Bytes, ControlFile, HumanDuration};
 use tokio_util::sync::CancellationToken;
@@ -64,7 +66,11 @@ impl Restore {
 
     /// The numbers of the tablespaces outside the data directory.
     pub fn tablespaces(&self) -> Vec<u32> {
-        self.shared.layout.tablespaces().map(|target| target.oid).collect()
+        self.shared
+            .layout
+            .tablespaces()
+            .map(|target| target.oid)
+            .collect()
     }
 
     /// The data directory.
@@ -168,8 +174,12 @@ impl Procedure for Restore {
 
     fn question(&self, plan: &Plan) -> Option<Question> {
         let data = self.shared.layout.data().display();
-        if self.shared.request.keep_old && guard::look(self.shared.layout.data()).is_ok_and(|found| !found.is_free()) {
-            return Some(Question::yes_no(format!("Move {data} aside and restore in its place?")));
+        if self.shared.request.keep_old
+            && guard::look(self.shared.layout.data()).is_ok_and(|found| !found.is_free())
+        {
+            return Some(Question::yes_no(format!(
+                "Move {data} aside and restore in its place?"
+            )));
         }
         if plan.details.losses.is_empty() {
             return None;
@@ -208,7 +218,10 @@ impl Procedure for Restore {
         if let Some(end) = shared.outcome().recovery {
             proved.push(start::describe(&end));
         } else {
-            proved.push("backup_label is there: the server recovers from the archive before it accepts anybody".to_owned());
+            proved.push(
+                "backup_label is there: the server recovers from the archive before it accepts anybody"
+                    .to_owned(),
+            );
         }
         Ok(proved)
     }
@@ -245,7 +258,12 @@ fn details(shared: &Shared, plan: &RestorePlan, reuse: bool) -> PlanDetails {
         .fact("data directory", plan.data_dir.display().to_string())
         .fact(
             "files",
-            format!("{}, {}; at most {} to read", plan.files, Bytes::new(plan.bytes), Bytes::new(plan.read)),
+            format!(
+                "{}, {}; at most {} to read",
+                plan.files,
+                Bytes::new(plan.bytes),
+                Bytes::new(plan.read)
+            ),
         );
     for tablespace in shared.layout.tablespaces() {
         details = details.fact(
@@ -263,12 +281,22 @@ fn details(shared: &Shared, plan: &RestorePlan, reuse: bool) -> PlanDetails {
     for need in &plan.space {
         details = details.fact(
             format!("space at {}", need.path.display()),
-            format!("{} needed, {} free", Bytes::new(need.needed()), Bytes::new(need.free)),
+            format!(
+                "{} needed, {} free",
+                Bytes::new(need.needed()),
+                Bytes::new(need.free)
+            ),
         );
     }
-    details = details.fact("estimated time", format!("about {}", HumanDuration(plan.estimate)));
+    details = details.fact(
+        "estimated time",
+        format!("about {}", HumanDuration(plan.estimate)),
+    );
     if request.archiving == Archiving::Off {
-        details = details.fact("archiving", "off: archive_mode = off; to keep it say --archive keep");
+        details = details.fact(
+            "archiving",
+            "off: archive_mode = off; to keep it say --archive keep",
+        );
     }
     for warning in &choice.warnings {
         details = details.warning(warning);
@@ -302,13 +330,24 @@ fn losses(shared: &Shared, plan: &RestorePlan, reuse: bool, mut details: PlanDet
         return details;
     }
     if matches!(guard::look(data), Ok(Existing::Cluster(_))) {
-        details = details.loss(format!("whatever {} has that the backup does not have", data.display()));
+        details = details.loss(format!(
+            "whatever {} has that the backup does not have",
+            data.display()
+        ));
     }
     if !plan.removed.is_empty() {
-        let names: Vec<String> = plan.removed.iter().map(|path| path.display().to_string()).collect();
+        let names: Vec<String> = plan
+            .removed
+            .iter()
+            .map(|path| path.display().to_string())
+            .collect();
         details = details.loss(format!(
             "{} that do not belong to the backup: {}",
-            if names.len() == 1 { "1 file or directory".to_owned() } else { format!("{} files or directories", names.len()) },
+            if names.len() == 1 {
+                "1 file or directory".to_owned()
+            } else {
+                format!("{} files or directories", names.len())
+            },
             shown(names.iter().map(String::as_str))
         ));
     }
@@ -368,7 +407,9 @@ impl Step for PrepareStep {
         if self.0.request.keep_old {
             format!("move {data} aside, and make the directories and links")
         } else if self.0.request.delta {
-            format!("take pg_control away from {data}, remove what does not belong there, make directories and links")
+            format!(
+                "take pg_control away from {data}, remove what does not belong there, make directories and links"
+            )
         } else {
             "make the directories and links".to_owned()
         }
@@ -393,9 +434,10 @@ impl Step for PrepareStep {
         if shared.request.keep_old && !context.resuming {
             let moved = blocking(shared, aside::move_aside).await?;
             for path in &moved {
-                context
-                    .reporter
-                    .message(Level::Info, &format!("what was there is now in {}", path.display()));
+                context.reporter.message(
+                    Level::Info,
+                    &format!("what was there is now in {}", path.display()),
+                );
             }
             context.memory.set(MOVED, &moved)?;
             shared.set(|outcome| outcome.moved = moved);
@@ -420,7 +462,11 @@ impl Step for FilesStep {
     fn description(&self) -> String {
         format!(
             "{} {} files",
-            if self.0.request.delta { "compare and restore" } else { "restore" },
+            if self.0.request.delta {
+                "compare and restore"
+            } else {
+                "restore"
+            },
             self.0.manifest.end.files
         )
     }
@@ -497,11 +543,7 @@ impl Step for PublishStep {
 
     async fn check(&self, context: &StepContext<'_>) -> Result<Check, StepError> {
         let done = context.memory.get::<bool>(PUBLISHED) == Some(true) || self.0.is_published();
-        Ok(if done {
-            Check::Done
-        } else {
-            Check::NotDone
-        })
+        Ok(if done { Check::Done } else { Check::NotDone })
     }
 
     async fn act(&self, context: &StepContext<'_>) -> Result<(), StepError> {

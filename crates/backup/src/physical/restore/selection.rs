@@ -39,7 +39,11 @@ impl Selection {
 
     /// Whether this database is restored.
     pub(crate) fn keeps(&self, database: u32) -> bool {
-        database < FIRST_NORMAL || self.databases.as_ref().is_none_or(|kept| kept.contains(&database))
+        database < FIRST_NORMAL
+            || self
+                .databases
+                .as_ref()
+                .is_none_or(|kept| kept.contains(&database))
     }
 
     /// Whether the file is one of a database that is not restored.
@@ -71,7 +75,10 @@ mod tests {
         let selection = Selection::only([16_385]);
         let hollow = |path: &str, kind| selection.is_hollow(&RelativePath::new(path).expect("a path"), kind);
         assert!(hollow("base/16390/16400", FileKind::Relation));
-        assert!(hollow("pg_tblspc/16500/PG_15_202209061/16390/16400.1", FileKind::Relation));
+        assert!(hollow(
+            "pg_tblspc/16500/PG_15_202209061/16390/16400.1",
+            FileKind::Relation
+        ));
         assert!(hollow("base/16390/16400_fsm", FileKind::Fsm));
         assert!(!hollow("base/16385/16400", FileKind::Relation));
         assert!(!hollow("base/5/1259", FileKind::Relation));

@@ -86,7 +86,9 @@ pub(crate) fn needs(
 }
 
 fn existing_ancestor(path: &Path) -> &Path {
-    path.ancestors().find(|ancestor| ancestor.exists()).unwrap_or(Path::new("/"))
+    path.ancestors()
+        .find(|ancestor| ancestor.exists())
+        .unwrap_or(Path::new("/"))
 }
 
 #[cfg(test)]
@@ -113,7 +115,10 @@ mod tests {
             free: 50 << 30,
         };
         assert!(matches!(need.check(), Err(RestoreError::NoSpace { .. })));
-        let need = SpaceNeed { reused: 60 << 30, ..need };
+        let need = SpaceNeed {
+            reused: 60 << 30,
+            ..need
+        };
         need.check().expect("40 GiB fit");
     }
 }

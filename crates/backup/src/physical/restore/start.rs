@@ -40,7 +40,9 @@ pub(crate) fn program(request: &StartRequest, manifest: &Manifest) -> Result<Pat
 pub(crate) fn describe(end: &RecoveryEnd) -> String {
     let mut text = match end.state {
         ServerState::Promoted => "recovery has ended, and the server is a primary".to_owned(),
-        ServerState::Paused => "recovery has reached the target and is paused; the server is read-only".to_owned(),
+        ServerState::Paused => {
+            "recovery has reached the target and is paused; the server is read-only".to_owned()
+        }
         ServerState::Stopped => "recovery has reached the target, and the server has shut down".to_owned(),
         ServerState::Standby => "the server is a standby".to_owned(),
     };
@@ -142,10 +144,15 @@ fn check_data_directory(shared: &Shared, request: &StartRequest) -> Result<(), R
         return Ok(());
     };
     match configuration.get("data_directory") {
-        Some(other) if fs::canonicalize(other).ok() != fs::canonicalize(data).ok() => Err(RestoreError::Refused {
-            what: format!("{} says data_directory = {other}: that server would be started", file.display()),
-            hint: format!("correct it, then: pg_ctl start -D {}", data.display()),
-        }),
+        Some(other) if fs::canonicalize(other).ok() != fs::canonicalize(data).ok() => {
+            Err(RestoreError::Refused {
+                what: format!(
+                    "{} says data_directory = {other}: that server would be started",
+                    file.display()
+                ),
+                hint: format!("correct it, then: pg_ctl start -D {}", data.display()),
+            })
+        }
         _ => Ok(()),
     }
 }
@@ -205,7 +212,9 @@ async fn look(
         let control = control_file(data);
         return Ok(Some(RecoveryEnd {
             state: ServerState::Stopped,
-            lsn: control.as_ref().and_then(|control| control.min_recovery.map(|point| point.lsn)),
+            lsn: control
+                .as_ref()
+                .and_then(|control| control.min_recovery.map(|point| point.lsn)),
             timeline: Some(shared.choice.timeline),
             new_timeline: None,
             last_commit: None,
@@ -221,13 +230,29 @@ async fn look(
             (true, false) if answer.paused => ServerState::Paused,
             (true, false) => return Ok(None),
         };
-        let forked = (state == ServerState::Promoted).then(|| newest_history(data)).flatten();
-        return Ok(Some(end(shared, state, answer.lsn, forked, answer.last_commit, seconds())));
+        let forked = (state == ServerState::Promoted)
+            .then(|| newest_history(data))
+            .flatten();
+        return Ok(Some(end(
+            shared,
+            state,
+            answer.lsn,
+            forked,
+            answer.last_commit,
+            seconds(),
+        )));
     }
     // Not let in: pg_control says whether it is a primary, and nothing about a pause.
     let promoted = control_file(data).is_some_and(|control| control.state == ClusterState::InProduction);
     if promoted && let Some(forked) = newest_history(data) {
-        return Ok(Some(end(shared, ServerState::Promoted, None, Some(forked), None, seconds())));
+        return Ok(Some(end(
+            shared,
+            ServerState::Promoted,
+            None,
+            Some(forked),
+            None,
+            seconds(),
+        )));
     }
     Ok(None)
 }
@@ -244,10 +269,16 @@ fn end(
     RecoveryEnd {
         state,
         lsn: parent.as_ref().map(|parent| parent.switchpoint).or(lsn),
-        timeline: Some(parent.as_ref().map_or(shared.choice.timeline, |parent| parent.timeline)),
+        timeline: Some(
+            parent
+                .as_ref()
+                .map_or(shared.choice.timeline, |parent| parent.timeline),
+        ),
         new_timeline: forked.map(|history| history.timeline()),
         last_commit,
-        reason: parent.map(|parent| parent.reason).filter(|reason| !reason.is_empty()),
+        reason: parent
+            .map(|parent| parent.reason)
+            .filter(|reason| !reason.is_empty()),
         seconds,
     }
 }

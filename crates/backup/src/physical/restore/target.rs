@@ -96,8 +96,9 @@ impl Aim {
                     what: format!(
                         "--target-immediate ends on the backup's own timeline, so that --target-timeline {timeline} means nothing"
                     ),
-                    hint: "leave --target-timeline out, or choose a backup of that timeline with --backup LABEL"
-                        .to_owned(),
+                    hint:
+                        "leave --target-timeline out, or choose a backup of that timeline with --backup LABEL"
+                            .to_owned(),
                 });
             }
             self.timeline = TargetTimeline::Current;
@@ -254,7 +255,8 @@ impl Wanted {
                     .map(TargetTimeline::Number)
                     .ok_or_else(|| RestoreError::Usage {
                         what: format!("\"{text}\" is not a timeline"),
-                        hint: "give latest, current, or a number; see them with: pgmahout wal list".to_owned(),
+                        hint: "give latest, current, or a number; see them with: pgmahout wal list"
+                            .to_owned(),
                     })
             }
         }
@@ -365,21 +367,69 @@ mod tests {
     fn what_says_two_things_or_nothing_is_refused() {
         let text = |text: &str| Some(text.to_owned());
         for wanted in [
-            Wanted { time: text("2025-01-20 14:30:00Z"), lsn: text("0/3000000"), ..Wanted::default() },
-            Wanted { kind: text("time"), ..Wanted::default() },
-            Wanted { value: text("2025-01-20"), ..Wanted::default() },
-            Wanted { kind: text("immediate"), value: text("x"), ..Wanted::default() },
-            Wanted { kind: text("full"), ..Wanted::default() },
-            Wanted { lsn: text("0/0"), ..Wanted::default() },
-            Wanted { lsn: text("3000000"), ..Wanted::default() },
-            Wanted { xid: text("2"), ..Wanted::default() },
-            Wanted { xid: text("-7"), ..Wanted::default() },
-            Wanted { name: text(""), ..Wanted::default() },
-            Wanted { name: text(&"x".repeat(64)), ..Wanted::default() },
-            Wanted { timeline: text("0"), ..Wanted::default() },
-            Wanted { action: text("stop"), ..Wanted::default() },
-            Wanted { name: text("x"), exclusive: true, ..Wanted::default() },
-            Wanted { exclusive: true, ..Wanted::default() },
+            Wanted {
+                time: text("2025-01-20 14:30:00Z"),
+                lsn: text("0/3000000"),
+                ..Wanted::default()
+            },
+            Wanted {
+                kind: text("time"),
+                ..Wanted::default()
+            },
+            Wanted {
+                value: text("2025-01-20"),
+                ..Wanted::default()
+            },
+            Wanted {
+                kind: text("immediate"),
+                value: text("x"),
+                ..Wanted::default()
+            },
+            Wanted {
+                kind: text("full"),
+                ..Wanted::default()
+            },
+            Wanted {
+                lsn: text("0/0"),
+                ..Wanted::default()
+            },
+            Wanted {
+                lsn: text("3000000"),
+                ..Wanted::default()
+            },
+            Wanted {
+                xid: text("2"),
+                ..Wanted::default()
+            },
+            Wanted {
+                xid: text("-7"),
+                ..Wanted::default()
+            },
+            Wanted {
+                name: text(""),
+                ..Wanted::default()
+            },
+            Wanted {
+                name: text(&"x".repeat(64)),
+                ..Wanted::default()
+            },
+            Wanted {
+                timeline: text("0"),
+                ..Wanted::default()
+            },
+            Wanted {
+                action: text("stop"),
+                ..Wanted::default()
+            },
+            Wanted {
+                name: text("x"),
+                exclusive: true,
+                ..Wanted::default()
+            },
+            Wanted {
+                exclusive: true,
+                ..Wanted::default()
+            },
         ] {
             let error = wanted.aim().expect_err("not to be understood");
             assert!(matches!(error, RestoreError::Usage { .. }), "{error}");

@@ -83,7 +83,14 @@ pub(super) fn of(args: &Args, context: &Context) -> Result<Vec<String>, Failure>
     option("wal-dir", path(&place.wal_dir));
     option("include", path(&place.include));
     option("jobs", place.jobs.map(|jobs| jobs.to_string()));
-    option("data-dir", Some(absolute(&args.directories.required(context)?).display().to_string()));
+    option(
+        "data-dir",
+        Some(
+            absolute(&args.directories.required(context)?)
+                .display()
+                .to_string(),
+        ),
+    );
     option("bin-dir", path(&args.directories.bin_dir));
     option("timeout", server.timeout.clone());
     option("config-file", path(&server.config_file));
@@ -120,8 +127,9 @@ pub(super) fn parse(parameters: &serde_json::Value) -> Result<Args, StepError> {
         .get("arguments")
         .and_then(|arguments| serde_json::from_value(arguments.clone()).ok())
         .ok_or_else(|| StepError::failed("the journal does not say how the restore was begun"))?;
-    let not_understood =
-        |error: clap::Error| StepError::failed(format!("the journal's arguments are not understood: {error}"));
+    let not_understood = |error: clap::Error| {
+        StepError::failed(format!("the journal's arguments are not understood: {error}"))
+    };
     let matches = Args::augment_args(clap::Command::new("restore").disable_help_flag(true))
         .try_get_matches_from(&words)
         .map_err(not_understood)?;

@@ -90,7 +90,10 @@ fn request(args: &Args, context: &Context) -> Result<ExtractRequest, Failure> {
         timeout: match &args.server.timeout {
             None => Duration::from_hours(24),
             Some(text) => quantity::duration(text).ok_or_else(|| {
-                usage(format!("\"{text}\" is not a length of time"), "write for example 90s, 30min or 2h")
+                usage(
+                    format!("\"{text}\" is not a length of time"),
+                    "write for example 90s, 30min or 2h",
+                )
             })?,
         },
     })

@@ -250,7 +250,10 @@ fn request(args: &Args, context: &Context) -> Result<RestoreRequest, Failure> {
     let timeout = match &server.timeout {
         None => Duration::from_hours(24),
         Some(text) => quantity::duration(text).ok_or_else(|| {
-            usage(format!("\"{text}\" is not a length of time"), "write for example 90s, 30min or 2h")
+            usage(
+                format!("\"{text}\" is not a length of time"),
+                "write for example 90s, 30min or 2h",
+            )
         })?,
     };
     Ok(RestoreRequest {
@@ -305,7 +308,9 @@ pub(crate) fn register<'a>(registry: &mut Registry<'a>, context: &'a Context) {
     registry.register(KIND, move |parameters| async move {
         let mut args = arguments::parse(&parameters)?;
         // The same backup as before, whatever is the best one by now.
-        let label = parameters.get("backup").and_then(|label| label.as_str()?.parse().ok());
+        let label = parameters
+            .get("backup")
+            .and_then(|label| label.as_str()?.parse().ok());
         args.backup = label.or(args.backup);
         match prepare(&args, context).await {
             Ok(restore) => Ok(Box::new(restore) as Box<dyn Procedure>),

@@ -25,7 +25,12 @@ pub(super) fn dry_run(plan: &RestorePlan, shown: &Plan, context: &Context) -> Re
 }
 
 /// A restore that was made.
-pub(super) fn done(restore: &Restore, plan: &RestorePlan, report: &Report, context: &Context) -> Result<(), Failure> {
+pub(super) fn done(
+    restore: &Restore,
+    plan: &RestorePlan,
+    report: &Report,
+    context: &Context,
+) -> Result<(), Failure> {
     let outcome = restore.outcome();
     if context.printer.wants_json() {
         context.printer.json(&json!({
@@ -48,7 +53,9 @@ pub(super) fn done(restore: &Restore, plan: &RestorePlan, report: &Report, conte
         report.seconds
     ));
     for path in &outcome.moved {
-        context.printer.line(&format!("What was there is in {}.", path.display()));
+        context
+            .printer
+            .line(&format!("What was there is in {}.", path.display()));
     }
     if !outcome.included.is_empty() {
         context.printer.line(&format!(

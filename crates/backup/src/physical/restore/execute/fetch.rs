@@ -129,7 +129,11 @@ impl<'a> Packs<'a> {
             let end = begin + together(&wanted[begin..]);
             let request = &wanted[begin..end];
             let (pack, from) = (request[0].pack, request[0].location.offset);
-            let until = request.iter().map(|frame| frame.location.end()).max().unwrap_or(from);
+            let until = request
+                .iter()
+                .map(|frame| frame.location.end())
+                .max()
+                .unwrap_or(from);
             let opener = self.opener(pack)?;
             let object = self.name(pack);
             self.source
@@ -162,13 +166,17 @@ impl<'a> Packs<'a> {
     }
 
     fn opener(&self, pack: u32) -> Result<Arc<FramedOpener>, RestoreError> {
-        if let Some(opener) = self.openers.lock().unwrap_or_else(PoisonError::into_inner).get(&pack) {
+        if let Some(opener) = self
+            .openers
+            .lock()
+            .unwrap_or_else(PoisonError::into_inner)
+            .get(&pack)
+        {
             return Ok(Arc::clone(opener));
         }
-        let entry = self
-            .entries
-            .get(pack as usize)
-            .ok_or_else(|| RestoreError::damaged("", format!("it names pack number {pack}, which it does not list")))?;
+        let entry = self.entries.get(pack as usize).ok_or_else(|| {
+            RestoreError::damaged("", format!("it names pack number {pack}, which it does not list"))
+        })?;
         let (kind, object) = (self.names)(entry);
         let opener = FramedOpener::from_salt(self.cipher, kind, &object, entry.key, entry.salt)
             .map_err(|source| RestoreError::Framed { object, source })?;
@@ -211,11 +219,18 @@ mod tests {
 
     #[test]
     fn neighbours_share_a_request_and_no_request_is_too_large() {
-        let near = [frame(0, 96, 1000), frame(0, 1120, 1000), frame(0, 200_000, 1000), frame(0, 9_000_000, 10)];
+        let near = [
+            frame(0, 96, 1000),
+            frame(0, 1120, 1000),
+            frame(0, 200_000, 1000),
+            frame(0, 9_000_000, 10),
+        ];
         assert_eq!(together(&near), 3);
         assert_eq!(together(&near[3..]), 1);
         assert_eq!(together(&[frame(0, 96, 1000), frame(1, 1120, 1000)]), 1);
-        let many: Vec<Wanted> = (0..200).map(|number| frame(0, 96 + number * 131_096, 131_072)).collect();
+        let many: Vec<Wanted> = (0..200)
+            .map(|number| frame(0, 96 + number * 131_096, 131_072))
+            .collect();
         let count = together(&many);
         let bytes = many[count - 1].location.end() - 96;
         assert!(bytes <= LARGEST_READ && bytes > LARGEST_READ - 200_000, "{bytes}");

@@ -20,7 +20,9 @@ use std::sync::PoisonError;
 use std::sync::atomic::{AtomicBool, Ordering};
 
 use pgmahout_procedure::report::Progress;
-use pgmahout_types::repository::manifest::{Area, Content, Entry, File, FileKind, Manifest, MapRef, PackKind};
+use pgmahout_types::repository::manifest::{
+    Area, Content, Entry, File, FileKind, Manifest, MapRef, PackKind,
+};
 use pgmahout_types::repository::page_map::StoredMap;
 use pgmahout_types::repository::{PackId, PageMap};
 
@@ -183,9 +185,13 @@ pub(crate) fn map_of(manifest: &Manifest, packs: &Packs<'_>, file: &File) -> Res
             (StoredMap::Whole(map), _) => map,
             (StoredMap::Overlay(overlay), Some(base)) => match stored(base)? {
                 StoredMap::Whole(base) => overlay.apply(&base).map_err(|error| damaged(error.to_string()))?,
-                StoredMap::Overlay(_) => return Err(damaged("the base of its map is itself a change".to_owned())),
+                StoredMap::Overlay(_) => {
+                    return Err(damaged("the base of its map is itself a change".to_owned()));
+                }
             },
-            (StoredMap::Overlay(_), None) => return Err(damaged("the base of its map is not named".to_owned())),
+            (StoredMap::Overlay(_), None) => {
+                return Err(damaged("the base of its map is not named".to_owned()));
+            }
         },
     };
     if map.size() == file.size {
@@ -217,7 +223,10 @@ fn numbers(manifest: &Manifest, file: &File, map: &PageMap) -> Result<Vec<u32>, 
             number(id).ok_or_else(|| {
                 RestoreError::damaged(
                     manifest.header.label,
-                    format!("{} lies in pack {id}, which the manifest does not list", file.path),
+                    format!(
+                        "{} lies in pack {id}, which the manifest does not list",
+                        file.path
+                    ),
                 )
             })
         })

@@ -62,7 +62,11 @@ fn store(content: &[u8]) -> Stored {
             index += zeros;
             continue;
         }
-        let count = blocks[index..].iter().take_while(|block| !zero(block)).count().min(4);
+        let count = blocks[index..]
+            .iter()
+            .take_while(|block| !zero(block))
+            .count()
+            .min(4);
         let raw = blocks[index..index + count].concat();
         let hashes: Vec<PageHash> = blocks[index..index + count]
             .iter()
@@ -152,7 +156,11 @@ fn a_file_comes_back_with_its_holes_and_its_mode() {
     assert_eq!(fs::read(&path).expect("readable"), content);
     let metadata = fs::metadata(&path).expect("there");
     assert_eq!(metadata.permissions().mode() & 0o7777, 0o600);
-    assert!(metadata.blocks() * 512 < 64 << 10, "{} blocks on the disk", metadata.blocks());
+    assert!(
+        metadata.blocks() * 512 < 64 << 10,
+        "{} blocks on the disk",
+        metadata.blocks()
+    );
     assert_eq!(tally.written.load(Ordering::Relaxed), 8192 + 100);
 }
 
@@ -188,7 +196,12 @@ fn a_block_with_another_hash_is_named_and_never_written() {
                     PageHash::of(&KEY, &content[at..at + BLOCK])
                 })
                 .collect();
-            map.stored(changed.map.packs()[0], changed.map.frames()[frame as usize].location, offset, &hashes);
+            map.stored(
+                changed.map.packs()[0],
+                changed.map.frames()[frame as usize].location,
+                offset,
+                &hashes,
+            );
         }
         map.finish(content.len() as u64).expect("consistent")
     };
@@ -214,7 +227,9 @@ fn a_flipped_bit_of_a_plain_repository_is_found() {
 #[test]
 fn delta_fetches_only_what_differs_and_cuts_what_has_grown() {
     let (_directory, path) = place();
-    let blocks: Vec<u8> = (0..64).map(|number| if number % 5 == 0 { 0 } else { number }).collect();
+    let blocks: Vec<u8> = (0..64)
+        .map(|number| if number % 5 == 0 { 0 } else { number })
+        .collect();
     let content = content(&blocks, 1000);
     let stored = store(&content);
     restore(&stored, &path, false, &Tally::default()).expect("restored");
@@ -228,7 +243,10 @@ fn delta_fetches_only_what_differs_and_cuts_what_has_grown() {
     let tally = Tally::default();
     restore(&stored, &path, true, &tally).expect("restored");
     assert_eq!(fs::read(&path).expect("readable"), content);
-    assert_eq!(fs::metadata(&path).expect("there").permissions().mode() & 0o7777, 0o600);
+    assert_eq!(
+        fs::metadata(&path).expect("there").permissions().mode() & 0o7777,
+        0o600
+    );
     assert_eq!(stored.memory.requests.lock().expect("no panic").len(), 1);
     assert_eq!(tally.written.load(Ordering::Relaxed), 2 * 8192);
     // Everything right: nothing is read from the repository.

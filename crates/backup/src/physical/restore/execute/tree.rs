@@ -73,7 +73,10 @@ pub(crate) fn directories(manifest: &Manifest, layout: &Layout) -> Vec<Directory
             (Some(rest), Some(wal)) => wal.join(rest.trim_start_matches('/')),
             _ => layout.data().join(name),
         };
-        targets.push(DirectoryTarget { path, mode: root_mode });
+        targets.push(DirectoryTarget {
+            path,
+            mode: root_mode,
+        });
     }
     for entry in &manifest.entries {
         if let Entry::Directory(directory) = entry
@@ -102,7 +105,11 @@ pub(crate) fn root_mode(manifest: &Manifest) -> u32 {
             Entry::Directory(directory)
                 if directory.area == Area::Data && directory.path.as_bytes() == b"." =>
             {
-                Some(if directory.mode & 0o050 == 0o050 { 0o750 } else { 0o700 })
+                Some(if directory.mode & 0o050 == 0o050 {
+                    0o750
+                } else {
+                    0o700
+                })
             }
             _ => None,
         })
@@ -118,7 +125,11 @@ pub(crate) fn make_directories(
     for target in targets {
         let path = &target.path;
         let is_root = roots.contains(path);
-        let found = if is_root { fs::metadata(path) } else { fs::symlink_metadata(path) };
+        let found = if is_root {
+            fs::metadata(path)
+        } else {
+            fs::symlink_metadata(path)
+        };
         match found {
             Ok(metadata) if metadata.is_dir() => {}
             Ok(_) if is_root => {
@@ -247,7 +258,12 @@ fn key(path: &Path) -> u64 {
     hasher.finish()
 }
 
-fn walk(root: &Path, directory: &Path, known: &HashSet<u64>, found: &mut Strangers) -> Result<(), RestoreError> {
+fn walk(
+    root: &Path,
+    directory: &Path,
+    known: &HashSet<u64>,
+    found: &mut Strangers,
+) -> Result<(), RestoreError> {
     let listing = match fs::read_dir(directory) {
         Ok(listing) => listing,
         Err(error) if error.kind() == io::ErrorKind::NotFound => return Ok(()),
@@ -318,7 +334,12 @@ fn syncfs_reports_errors() -> bool {
     let name = rustix::system::uname();
     let release = name.release().to_string_lossy().into_owned();
     let mut numbers = release.split(|character: char| !character.is_ascii_digit());
-    let mut number = || numbers.next().and_then(|digits| digits.parse::<u32>().ok()).unwrap_or(0);
+    let mut number = || {
+        numbers
+            .next()
+            .and_then(|digits| digits.parse::<u32>().ok())
+            .unwrap_or(0)
+    };
     (number(), number()) >= (5, 8)
 }
 
@@ -327,7 +348,9 @@ fn sync_each(directory: &Path) -> Result<(), RestoreError> {
     for entry in listing {
         let entry = entry.map_err(|error| RestoreError::io("list", directory, error))?;
         let path = entry.path();
-        let kind = entry.file_type().map_err(|error| RestoreError::io("look at", &path, error))?;
+        let kind = entry
+            .file_type()
+            .map_err(|error| RestoreError::io("look at", &path, error))?;
         if kind.is_dir() {
             sync_each(&path)?;
         } else if kind.is_file() {
@@ -351,11 +374,19 @@ mod tests {
     #[test]
     fn links_replace_whatever_is_in_their_place() {
         let root = tempfile::tempdir().expect("a directory");
-        let owner = Ownership { uid: 0, gid: 0, give: false };
+        let owner = Ownership {
+            uid: 0,
+            gid: 0,
+            give: false,
+        };
         let target = root.path().join("target");
         fs::create_dir(&target).expect("writable");
         fs::write(target.join("kept"), "").expect("writable");
-        let (file, directory, link) = (root.path().join("f"), root.path().join("d"), root.path().join("l"));
+        let (file, directory, link) = (
+            root.path().join("f"),
+            root.path().join("d"),
+            root.path().join("l"),
+        );
         fs::write(&file, "old").expect("writable");
         fs::create_dir(&directory).expect("writable");
         symlink("/nowhere", &link).expect("writable");

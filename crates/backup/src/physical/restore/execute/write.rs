@@ -322,7 +322,6 @@ impl Writer<'_> {
     }
 }
 
-
 /// An existing regular file, never through a link.
 fn existing(path: &Path) -> io::Result<Option<File>> {
     match fs::symlink_metadata(path) {

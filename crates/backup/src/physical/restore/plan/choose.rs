@@ -130,7 +130,10 @@ pub fn choose(
         return Err(earliest.too_early(aim, &candidates));
     };
     let mut choice = best.aim_at(aim, false, &candidates)?;
-    for way in broken.iter().filter(|way| way.candidate.stopped > best.candidate.stopped) {
+    for way in broken
+        .iter()
+        .filter(|way| way.candidate.stopped > best.candidate.stopped)
+    {
         if aim.target == Target::Latest || aim.target == Target::Immediate {
             choice.warnings.push(format!(
                 "the newer backup {} is passed over: {} is not in the archive",
@@ -366,7 +369,11 @@ impl<'a> Way<'a> {
         let other = lsn.and_then(|lsn| {
             self.archive.timelines().rev().find(|timeline| {
                 *timeline != self.timeline
-                    && self.archive.has(SegmentName::containing(*timeline, lsn, self.archive.segment_size()))
+                    && self.archive.has(SegmentName::containing(
+                        *timeline,
+                        lsn,
+                        self.archive.segment_size(),
+                    ))
             })
         });
         RestoreError::BeyondArchive {

@@ -53,7 +53,11 @@ fn seconds<S: serde::Serializer>(duration: &Duration, serializer: S) -> Result<S
 
 /// Bytes that are read from the repository at most: of each pack what the backup uses, or all of it.
 pub(crate) fn stored_bytes(manifest: &Manifest) -> u64 {
-    let data = manifest.end.packs.iter().filter(|pack| pack.kind == PackKind::Data);
+    let data = manifest
+        .end
+        .packs
+        .iter()
+        .filter(|pack| pack.kind == PackKind::Data);
     data.map(|pack| pack.size.min(pack.live)).sum()
 }
 

@@ -100,7 +100,11 @@ fn a_time_takes_the_newest_backup_that_ended_before_it() {
     for (minute, expected) in [(3, 1), (9, 1), (10, 2), (20, 2)] {
         let choice = choose(&backups, &wal.0, &aim(time(minute)), None).expect("a way");
         assert_eq!(choice.backup.label, label(expected), "minute {minute}");
-        assert!(choice.warnings[0].contains("commit times are not known"), "{:?}", choice.warnings);
+        assert!(
+            choice.warnings[0].contains("commit times are not known"),
+            "{:?}",
+            choice.warnings
+        );
     }
 }
 
@@ -113,10 +117,16 @@ fn a_target_before_the_end_of_the_backup_is_refused_with_the_nearest_one() {
     let hint = error.hint().expect("a hint");
     assert!(hint.contains(&moment::setting(at(3))), "{hint}");
     let error = choose(&backups, &wal.0, &aim(Target::Lsn(lsn(3, 0))), None).expect_err("inside the backup");
-    assert!(error.hint().expect("a hint").contains("--target-lsn 0/3000100"), "{error}");
+    assert!(
+        error.hint().expect("a hint").contains("--target-lsn 0/3000100"),
+        "{error}"
+    );
     // A backup that was named is not exchanged silently, but the better one is named.
     let error = choose(&backups, &wal.0, &aim(time(9)), Some(label(2))).expect_err("before this backup");
-    assert!(error.hint().expect("a hint").contains(&label(1).to_string()), "{error}");
+    assert!(
+        error.hint().expect("a hint").contains(&label(1).to_string()),
+        "{error}"
+    );
 }
 
 #[test]
@@ -126,12 +136,20 @@ fn a_target_behind_the_archive_is_refused_and_never_becomes_the_latest() {
     let error = choose(&backups, &wal.0, &aim(time(21)), None).expect_err("behind the archive");
     assert_eq!(error.outcome(), Outcome::Refused);
     assert!(error.to_string().contains("000000010000000000000015"), "{error}");
-    assert!(error.hint().expect("a hint").contains(&moment::setting(at(20))), "{error}");
-    let error = choose(&backups, &wal.0, &aim(Target::Lsn(lsn(21, 0))), None).expect_err("behind the archive");
+    assert!(
+        error.hint().expect("a hint").contains(&moment::setting(at(20))),
+        "{error}"
+    );
+    let error =
+        choose(&backups, &wal.0, &aim(Target::Lsn(lsn(21, 0))), None).expect_err("behind the archive");
     assert!(error.to_string().contains("0/15000000"), "{error}");
     // In the last segment nobody knows before it is read.
     let choice = choose(&backups, &wal.0, &aim(Target::Lsn(lsn(20, 8))), None).expect("a way");
-    assert!(choice.warnings[0].contains("last archived segment"), "{:?}", choice.warnings);
+    assert!(
+        choice.warnings[0].contains("last archived segment"),
+        "{:?}",
+        choice.warnings
+    );
 }
 
 #[test]
@@ -139,7 +157,12 @@ fn a_gap_ends_the_way_and_is_named() {
     let wal = Wal::new().segments(1, 2..=12).segments(1, 14..=20);
     let backups = [backup(1, 1, 3, 2, 3)];
     let error = choose(&backups, &wal.0, &aim(time(15)), None).expect_err("behind the gap");
-    assert!(error.to_string().contains("there is a gap, 00000001000000000000000D"), "{error}");
+    assert!(
+        error
+            .to_string()
+            .contains("there is a gap, 00000001000000000000000D"),
+        "{error}"
+    );
     let choice = choose(&backups, &wal.0, &aim(Target::Latest), None).expect("up to the gap");
     assert_eq!(choice.wal.end, lsn(13, 0));
     assert!(choice.warnings[0].contains("gap"), "{:?}", choice.warnings);
@@ -151,7 +174,12 @@ fn a_backup_without_its_own_wal_is_passed_over_or_refused() {
     let backups = [backup(1, 1, 3, 2, 3), backup(2, 1, 10, 9, 10)];
     let choice = choose(&backups, &wal.0, &aim(Target::Latest), None).expect("the older one");
     assert_eq!(choice.backup.label, label(1));
-    assert!(choice.warnings.iter().any(|warning| warning.contains(&label(2).to_string())));
+    assert!(
+        choice
+            .warnings
+            .iter()
+            .any(|warning| warning.contains(&label(2).to_string()))
+    );
     let error = choose(&backups, &wal.0, &aim(Target::Latest), Some(label(2))).expect_err("incomplete");
     assert!(error.to_string().contains("000000010000000000000009"), "{error}");
 }
@@ -167,13 +195,27 @@ fn the_timeline_is_checked_against_its_history() {
     let choice = choose(&backups, &wal.0, &aim(Target::Latest), None).expect("a way");
     assert_eq!((choice.backup.label, choice.timeline), (label(1), timeline(2)));
     assert_eq!(choice.wal.end, lsn(16, 0));
-    assert!(choice.warnings.iter().any(|warning| warning.contains("off the way to timeline 2")));
-    let names: Vec<String> = choice.path.iter().map(|stretch| stretch.timeline.to_string()).collect();
+    assert!(
+        choice
+            .warnings
+            .iter()
+            .any(|warning| warning.contains("off the way to timeline 2"))
+    );
+    let names: Vec<String> = choice
+        .path
+        .iter()
+        .map(|stretch| stretch.timeline.to_string())
+        .collect();
     assert_eq!(names, ["1", "2"]);
 
     let error = choose(&backups, &wal.0, &on(Target::Latest, 2), Some(label(2))).expect_err("off the path");
     assert!(matches!(error, RestoreError::NotOnTimeline { .. }), "{error}");
-    assert!(error.to_string().contains("which timeline 2 had left at 0/6000080"), "{error}");
+    assert!(
+        error
+            .to_string()
+            .contains("which timeline 2 had left at 0/6000080"),
+        "{error}"
+    );
     assert!(error.hint().expect("a hint").contains("--target-timeline 1"));
     let choice = choose(&backups, &wal.0, &on(Target::Latest, 1), None).expect("the old timeline");
     assert_eq!((choice.backup.label, choice.wal.end), (label(2), lsn(21, 0)));
@@ -189,7 +231,10 @@ fn a_position_of_an_abandoned_timeline_names_that_timeline() {
         .segments(2, 6..=15);
     let backups = [backup(1, 1, 3, 2, 3)];
     let error = choose(&backups, &wal.0, &aim(Target::Lsn(lsn(18, 0))), None).expect_err("not on timeline 2");
-    assert!(error.hint().expect("a hint").contains("--target-timeline 1"), "{error}");
+    assert!(
+        error.hint().expect("a hint").contains("--target-timeline 1"),
+        "{error}"
+    );
 }
 
 #[test]
@@ -221,7 +266,11 @@ fn a_transaction_is_sought_from_the_oldest_backup_and_that_is_said() {
     let backups = [backup(1, 1, 3, 2, 3), backup(2, 1, 10, 9, 10)];
     let choice = choose(&backups, &wal.0, &aim(Target::Xid(777)), None).expect("a way");
     assert_eq!(choice.backup.label, label(1));
-    assert!(choice.warnings[0].contains("--backup LABEL"), "{:?}", choice.warnings);
+    assert!(
+        choice.warnings[0].contains("--backup LABEL"),
+        "{:?}",
+        choice.warnings
+    );
     let choice = choose(&backups, &wal.0, &aim(Target::Name("x".into())), Some(label(2))).expect("a way");
     assert_eq!(choice.backup.label, label(2));
     // Of the oldest only its own WAL was kept: nothing behind it can be reached from there.
