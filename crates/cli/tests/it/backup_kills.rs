@@ -4,8 +4,8 @@
 //! `PGMAHOUT_TEST_PHYSICAL_KILLS` asks for more kills of each case; `cargo xtask proof kills` runs many.
 
 use std::collections::BTreeMap;
-use std::path::PathBuf;
-use std::time::{Duration, Instant};
+use std::path::{Path, PathBuf};
+use std::time::{Duration, Instant, SystemTime};
 
 use pgmahout_testkit::contents;
 use pgmahout_testkit::poll;
@@ -181,4 +181,109 @@ async fn kill_push(scene: &Archived, part: f64) -> bool {
     })
     .await;
     caught
+}
+
+/// Makes every lease, and every object that is not yet listed, look as old as if days had gone by: the storage's
+/// clock is what leases are judged by.
+fn let_days_go_by(repository: &Path) {
+    let past = SystemTime::now() - Duration::from_hours(72);
+    for part in ["lease", "pack", "map", "manifest", "condemned"] {
+        age(&repository.join("stanza/main").join(part), past);
+    }
+}
+
+fn age(directory: &Path, past: SystemTime) {
+    for entry in std::fs::read_dir(directory).into_iter().flatten().flatten() {
+        let path = entry.path();
+        if path.is_dir() {
+            age(&path, past);
+        } else if let Ok(file) = std::fs::File::options().write(true).open(&path) {
+            file.set_modified(past).expect("the owner may change times");
+        }
+    }
+}
+
+#[rstest]
+#[case::a_backup("create")]
+#[case::a_collection("expire")]
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn who_is_frozen_past_its_lease_and_woken_leaves_no_backup_without_its_packs(#[case] frozen: &str) {
+    let rounds: u32 = std::env::var("PGMAHOUT_TEST_FREEZES")
+        .ok()
+        .and_then(|text| text.parse().ok())
+        .unwrap_or(6);
+    let scene = Archived::new(Major::V15, Storage::Directory, false).await;
+    scene.run(&["backup", "create"]).await;
+    let mut usual = Duration::ZERO;
+    let (mut frozen_in_time, mut published) = (0, 0);
+    for round in 0..=rounds {
+        scene
+            .server
+            .sql(
+                "postgres",
+                &format!(
+                    "DROP TABLE IF EXISTS fresh;
+                     CREATE TABLE fresh AS SELECT i, md5((i + {round})::text) FROM generate_series(1, 20000) i"
+                ),
+            )
+            .await;
+        // More backups than are kept, so that there is something to collect.
+        scene.run(&["backup", "create"]).await;
+        let command = if frozen == "create" {
+            scene.pgmahout(&["backup", "create"])
+        } else {
+            scene.pgmahout(&["backup", "expire", "--yes"])
+        };
+        if round == 0 {
+            usual = command.run().await.expect_status(0).elapsed;
+            continue;
+        }
+        let context = format!("{frozen}, round {round} of {rounds}");
+        let running = command.spawn();
+        tokio::time::sleep(usual.mul_f64(f64::from(round) / f64::from(rounds + 1))).await;
+        running.signal(Signal::STOP);
+        frozen_in_time += usize::from(processes::is_running(running.pid()));
+        // Another host, which knows nothing of it, works on for days.
+        let_days_go_by(&scene.repository);
+        let other = |arguments: &[&str]| {
+            let command = scene.pgmahout(arguments);
+            let state = command.home().join("state");
+            command.env("PGMAHOUT_STATE_DIR", state)
+        };
+        other(&["backup", "expire", "--yes"]).run().await.expect_status(0);
+        let theirs = other(&["backup", "create"]).run().await;
+        let refused = theirs.status == Some(3) && frozen == "create";
+        assert!(
+            theirs.status == Some(0) || refused,
+            "{context}: {:?} {}",
+            theirs.status,
+            theirs.stderr
+        );
+        let_days_go_by(&scene.repository);
+        other(&["backup", "expire", "--yes"]).run().await.expect_status(0);
+        running.signal(Signal::CONT);
+        let woken = running.wait().await;
+        if woken.status == Some(0) {
+            published += 1;
+        } else {
+            assert!(woken.stderr.contains("error:"), "{context}: {}", woken.stderr);
+        }
+        let verified = scene.pgmahout(&["backup", "verify", "--full"]).run().await;
+        assert_eq!(
+            verified.status,
+            Some(0),
+            "{context}: {}{}",
+            verified.stdout,
+            verified.stderr
+        );
+        scene.archive_all().await;
+        let copy = scene.restored(&[]).await;
+        assert_eq!(
+            contents::digests(&copy, "postgres").await,
+            contents::digests(&scene.server, "postgres").await,
+            "{context}"
+        );
+    }
+    assert!(frozen_in_time > 0, "nothing was frozen in time");
+    println!("{frozen}: {frozen_in_time} frozen, {published} ended well");
 }
