@@ -6,8 +6,8 @@ use std::time::Duration;
 
 use pgmahout_testkit::poll;
 use pgmahout_testkit::postgres::{Major, Postgres};
-use pgmahout_testkit::proc::{Pgmahout, Running};
-use pgmahout_testkit::processes::Signal;
+use pgmahout_testkit::proc::Pgmahout;
+use pgmahout_testkit::processes::{self, Signal};
 use rstest::rstest;
 
 const PATIENCE: Duration = Duration::from_secs(90);
@@ -16,6 +16,33 @@ const PATIENCE: Duration = Duration::from_secs(90);
 struct Scene {
     server: Postgres,
     root: tempfile::TempDir,
+}
+
+/// A receiver that runs. Killed when dropped.
+struct Receiver {
+    child: std::process::Child,
+    /// Its home goes with it.
+    _command: Pgmahout,
+}
+
+impl Receiver {
+    fn kill(mut self) {
+        let _ = self.child.kill();
+        let _ = self.child.wait();
+    }
+
+    /// Ends it as systemd does.
+    fn stop(mut self) {
+        processes::signal(self.child.id(), Signal::TERM);
+        assert!(self.child.wait().expect("it was started").success());
+    }
+}
+
+impl Drop for Receiver {
+    fn drop(&mut self) {
+        let _ = self.child.kill();
+        let _ = self.child.wait();
+    }
 }
 
 impl Scene {
@@ -63,6 +90,32 @@ impl Scene {
             .args(more)
     }
 
+    fn log(&self) -> PathBuf {
+        self.root.path().join("receiver.log")
+    }
+
+    /// Starts to receive, and waits until the server streams.
+    async fn receiver(&self, server: &Postgres) -> Receiver {
+        let command = self.receive(server, &[]);
+        let log = fs::File::options()
+            .append(true)
+            .create(true)
+            .open(self.log())
+            .expect("writable");
+        let child = command.to_std().stderr(log).spawn().expect("it starts");
+        let receiver = Receiver {
+            child,
+            _command: command,
+        };
+        poll::until(PATIENCE, "the server to stream", async || {
+            let streaming = "SELECT count(*) FROM pg_stat_replication WHERE application_name = 'pgmahout' \
+                             AND state = 'streaming'";
+            server.query_text("postgres", streaming).await == "1"
+        })
+        .await;
+        receiver
+    }
+
     /// Writes, ends the segment, and waits for it in the repository.
     async fn written(&self, server: &Postgres) -> String {
         let segment = server
@@ -74,13 +127,13 @@ impl Scene {
         server.sql("postgres", "SELECT pg_switch_wal()").await;
         let object = self.repository().join("stanza/main/wal").join(&segment[..8]);
         let object = object.join(&segment[8..16]).join(&segment);
-        poll::until(PATIENCE, &format!("{segment} to be received"), async || object.exists()).await;
+        poll::until(PATIENCE, &format!("{segment} to be received"), async || {
+            let log = fs::read_to_string(self.log()).unwrap_or_default();
+            assert!(!log.contains("error:"), "{log}");
+            object.exists()
+        })
+        .await;
         segment
-    }
-
-    async fn stop(running: Running) {
-        running.signal(Signal::TERM);
-        running.wait().await.expect_status(0);
     }
 }
 
@@ -91,7 +144,7 @@ impl Scene {
 async fn no_byte_that_was_reported_as_flushed_is_lost_by_a_kill(#[case] major: Major) {
     let scene = Scene::new(major).await;
     for round in 0..4_u64 {
-        let running = scene.receive(&scene.server, &[]).spawn();
+        let receiver = scene.receiver(&scene.server).await;
         scene.written(&scene.server).await;
         // Into an unfinished segment, until the server hears that it is flushed.
         let written = scene
@@ -119,7 +172,7 @@ async fn no_byte_that_was_reported_as_flushed_is_lost_by_a_kill(#[case] major: M
                 == "1"
         })
         .await;
-        running.kill_after(Duration::ZERO).await;
+        receiver.kill();
         let name = scene
             .server
             .query_text(
@@ -137,9 +190,9 @@ async fn no_byte_that_was_reported_as_flushed_is_lost_by_a_kill(#[case] major: M
         let real = fs::read(scene.server.data_dir().join("pg_wal").join(&name)).expect("readable");
         assert!(content[..end] == real[..end], "round {round}");
     }
-    let running = scene.receive(&scene.server, &[]).spawn();
+    let receiver = scene.receiver(&scene.server).await;
     scene.written(&scene.server).await;
-    Scene::stop(running).await;
+    receiver.stop();
     scene.pgmahout(&["wal", "verify"]).run().await.expect_status(0);
 }
 
@@ -150,7 +203,7 @@ async fn no_byte_that_was_reported_as_flushed_is_lost_by_a_kill(#[case] major: M
 async fn a_receiver_follows_a_promotion(#[case] major: Major) {
     let scene = Scene::new(major).await;
     let standby = scene.server.standby("standby").start().await;
-    let running = scene.receive(&standby, &[]).spawn();
+    let receiver = scene.receiver(&standby).await;
     scene.written(&scene.server).await;
     standby.promote().await;
     let segment = scene.written(&standby).await;
@@ -160,7 +213,7 @@ async fn a_receiver_follows_a_promotion(#[case] major: Major) {
     // A restart of the server is no end.
     standby.restart().await;
     scene.written(&standby).await;
-    Scene::stop(running).await;
+    receiver.stop();
     scene.pgmahout(&["wal", "verify"]).run().await.expect_status(0);
 }
 

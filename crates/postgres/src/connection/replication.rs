@@ -264,6 +264,9 @@ impl ReplicationConnection {
                     return Ok(StreamMessage::TimelineEnded(next_timeline(&rows)?));
                 }
                 b'E' => return Err(server_error(&body)),
+                // The end of the command, from a server that shuts down (`WalSndDone` in
+                // `src/backend/replication/walsender.c`).
+                b'C' => return Err(io::Error::from(io::ErrorKind::ConnectionAborted).into()),
                 b'N' | b'S' => {}
                 other => {
                     return Err(ReplicationError::Unexpected(format!(
