@@ -118,6 +118,11 @@ impl Archived {
 
     /// The program at another server of the same cluster.
     pub(crate) fn pgmahout_at(&self, server: &Postgres, arguments: &[&str]) -> Pgmahout {
+        self.pgmahout_as_tests(server, arguments).as_server_account()
+    }
+
+    /// The program under the tests' own account, which may be root.
+    pub(crate) fn pgmahout_as_tests(&self, server: &Postgres, arguments: &[&str]) -> Pgmahout {
         Pgmahout::command(env!("CARGO_BIN_EXE_pgmahout"))
             .args(arguments)
             .env("PGHOST", server.socket_dir())
@@ -127,7 +132,6 @@ impl Archived {
             .env("PGMAHOUT_CONFIG", &self.configuration)
             .env("PGMAHOUT_STATE_DIR", &self.state)
             .timeout(PATIENCE)
-            .as_server_account()
     }
 
     /// Runs it and gives its output; panics where it fails.

@@ -1,11 +1,15 @@
 //! `repo init`, `repo check`, `repo info`, `repo keys`.
 
 use std::fs;
+use std::os::unix::fs::MetadataExt;
+use std::path::{Path, PathBuf};
 
+use pgmahout_testkit::account::Account;
 use pgmahout_testkit::postgres::Major;
 use pgmahout_testkit::proc::Pgmahout;
 use rstest::rstest;
 
+use crate::archived::{Archived, Storage};
 use crate::physical_scene::Scene;
 
 #[rstest]
@@ -176,4 +180,40 @@ async fn a_storage_that_cannot_be_written_fails_the_check_with_its_reason() {
     fs::write(&scene.repository, "a file").expect("ours");
     let failed = scene.run(&["repo", "check", "--no-wal"]).await.expect_status(1);
     assert!(failed.stdout.contains("FAILED"), "{}", failed.stdout);
+}
+
+/// Everything below a directory, itself included, with whose it is.
+fn owners(directory: &Path) -> Vec<(PathBuf, u32)> {
+    let owner = |path: &Path| fs::symlink_metadata(path).expect("it is there").uid();
+    let mut all = vec![(directory.to_owned(), owner(directory))];
+    for entry in fs::read_dir(directory).expect("readable").flatten() {
+        if entry.path().is_dir() {
+            all.extend(owners(&entry.path()));
+        } else {
+            all.push((entry.path(), owner(&entry.path())));
+        }
+    }
+    all
+}
+
+#[tokio::test]
+async fn what_root_writes_into_the_servers_repository_belongs_to_the_server() {
+    let account = Account::for_servers();
+    let scene = Archived::new(Major::V15, Storage::Directory, true).await;
+    // As root where the tests run as root; otherwise there is one account, and nothing to confuse.
+    let by_us = |arguments: &[&str]| scene.pgmahout_as_tests(&scene.server, arguments);
+    by_us(&["backup", "create"]).run().await.expect_status(0);
+    let new = scene.server.root_dir().join("new");
+    let location = new.display().to_string();
+    by_us(&["repo", "init", "--repo", &location])
+        .run()
+        .await
+        .expect_status(0);
+    for (path, owner) in owners(&scene.repository).into_iter().chain(owners(&new)) {
+        assert_eq!(owner, account.uid, "{}", path.display());
+    }
+    // The server's account goes on with it.
+    scene.archive_all().await;
+    scene.run(&["backup", "verify"]).await;
+    scene.restored(&[]).await;
 }

@@ -95,7 +95,31 @@ impl LocalStore {
         let parent = path.parent().expect("a name has at least the root above it");
         create_directory_durably(parent, DIRECTORY_MODE)
             .map_err(|error| self.durable(Action::Write, name, error))?;
+        if let Some(owner) = self.owner() {
+            self.give_directories(parent, owner)
+                .map_err(|error| self.error(Action::Write, name, error))?;
+        }
         Ok(path)
+    }
+
+    /// Whose the repository is, where root writes into a repository that is not root's: what root writes there
+    /// is given to that account, which would otherwise be locked out of its own repository.
+    fn owner(&self) -> Option<(u32, u32)> {
+        if !rustix::process::geteuid().is_root() {
+            return None;
+        }
+        let metadata = fs::metadata(&self.root).ok()?;
+        (metadata.uid() != 0).then(|| (metadata.uid(), metadata.gid()))
+    }
+
+    fn give_directories(&self, lowest: &Path, owner: (u32, u32)) -> io::Result<()> {
+        for directory in lowest.ancestors().take_while(|directory| *directory != self.root) {
+            if fs::symlink_metadata(directory)?.uid() == owner.0 {
+                break;
+            }
+            std::os::unix::fs::lchown(directory, Some(owner.0), Some(owner.1))?;
+        }
+        Ok(())
     }
 
     pub(super) fn put_bytes(&self, name: &str, bytes: &[u8], mode: PutMode) -> Result<(), StoreError> {
@@ -123,6 +147,10 @@ impl LocalStore {
         }
         let file =
             AtomicFile::create(&path, FILE_MODE).map_err(|error| self.durable(Action::Write, name, error))?;
+        if let Some((user, group)) = self.owner() {
+            file.set_owner(user, group)
+                .map_err(|error| self.durable(Action::Write, name, error))?;
+        }
         let file = BufWriter::with_capacity(BUFFER, file);
         Ok(LocalWriter {
             file,

@@ -82,7 +82,7 @@ pub(crate) async fn run(args: Args, context: &Context) -> Result<ExitStatus, Fai
             }),
         }
     }
-    report(context, lines)
+    report(context, &lines)
 }
 
 async fn check_one(name: &str, opened: &Opened, context: &Context, lines: &mut Vec<Line>) {
@@ -317,7 +317,7 @@ async fn missing(connection: &Connection, segment: &str, timeout: Duration) -> F
     Failure::new(Outcome::Failed, text).hint(hint)
 }
 
-fn report(context: &Context, lines: Vec<Line>) -> Result<ExitStatus, Failure> {
+fn report(context: &Context, lines: &[Line]) -> Result<ExitStatus, Failure> {
     let failed = lines.iter().filter(|line| line.result.is_err()).count();
     if context.printer.wants_json() {
         let checks: Vec<Value> = lines

@@ -1,6 +1,10 @@
 //! `pgmahout repo init`.
 
+use std::os::unix::fs::{DirBuilderExt, MetadataExt};
+use std::path::Path;
+
 use pgmahout_backup::physical::stanza::{InitOptions, PhysicalRepository};
+use pgmahout_store::repository::Location;
 use pgmahout_types::repository::StanzaInfo;
 use serde_json::json;
 
@@ -16,6 +20,9 @@ use crate::failure::Failure;
 /// for this cluster: its system identifier, version and segment size, against which every later command is
 /// held. The storage must prove that of writers who create the same object at the same moment one wins: eight
 /// race for it. Running it again changes nothing.
+///
+/// A directory that root makes belongs to the server's account, and so does what root writes into it later: the
+/// server archives into it.
 ///
 /// The cluster is the one of --data-dir where that can be read, else that of the running server.
 #[derive(Debug, clap::Args)]
@@ -47,7 +54,9 @@ pub(crate) async fn run(args: Args, context: &Context) -> Result<ExitStatus, Fai
     let settings = context.settings()?;
     let stanza = args.repository.stanza(settings)?;
     let chosen = args.repository.chosen(settings)?;
-    let system = match args.server.given(context)? {
+    let data_dir = args.server.given(context)?;
+    let mut owner = data_dir.as_deref().and_then(owner_of);
+    let system = match data_dir {
         Some(directory) if args.server.data_dir.is_some() || directory.join("global/pg_control").exists() => {
             server::of_directory(&directory).await?
         }
@@ -60,6 +69,11 @@ pub(crate) async fn run(args: Args, context: &Context) -> Result<ExitStatus, Fai
                     )
                 })?;
             let system = server::of_server(&connection).await?;
+            if owner.is_none() {
+                owner = server::data_directory(&connection)
+                    .await
+                    .and_then(|directory| owner_of(&directory));
+            }
             connection.close().await;
             system
         }
@@ -70,6 +84,9 @@ pub(crate) async fn run(args: Args, context: &Context) -> Result<ExitStatus, Fai
     for mut chosen in chosen {
         chosen.store.single_writer |= args.single_writer;
         let name = name_of(&chosen.store);
+        if let (Some(owner), Location::Directory(path)) = (owner, chosen.store.location()) {
+            make_for(&path, owner)?;
+        }
         let store = chosen.open_store().await?;
         let options = InitOptions {
             upgrade: args.upgrade,
@@ -128,4 +145,24 @@ pub(crate) async fn run(args: Args, context: &Context) -> Result<ExitStatus, Fai
             .note("Next: pgmahout wal enable, then pgmahout repo check, then pgmahout backup create");
     }
     Ok(ExitStatus::SUCCESS)
+}
+
+/// Whose a directory is.
+fn owner_of(directory: &Path) -> Option<(u32, u32)> {
+    let metadata = std::fs::metadata(directory).ok()?;
+    Some((metadata.uid(), metadata.gid()))
+}
+
+/// Makes a repository's directory for the server's account where root sets it up: the server archives into it.
+/// What is there already is left as it is.
+fn make_for(path: &Path, (user, group): (u32, u32)) -> Result<(), Failure> {
+    if !rustix::process::geteuid().is_root() || user == 0 || path.symlink_metadata().is_ok() {
+        return Ok(());
+    }
+    let failed = |error| Failure::caused_by(format!("cannot make {}", path.display()), error);
+    match std::fs::DirBuilder::new().mode(0o700).create(path) {
+        // What is above it is missing, or in the way: opening the repository says so better.
+        Err(_) => Ok(()),
+        Ok(()) => std::os::unix::fs::chown(path, Some(user), Some(group)).map_err(failed),
+    }
 }

@@ -1,6 +1,6 @@
 //! Which cluster this is: from its pg_control, or from the running server.
 
-use std::path::Path;
+use std::path::{Path, PathBuf};
 
 use jiff::Timestamp;
 use pgmahout_postgres::connection::Connection;
@@ -66,4 +66,13 @@ pub(super) async fn of_server(connection: &Connection) -> Result<StanzaSystem, F
         wal_segment_size: size,
         since: Timestamp::now(),
     })
+}
+
+/// Where the server's files are, if it says so and is not on another machine.
+pub(super) async fn data_directory(connection: &Connection) -> Option<PathBuf> {
+    let row = connection
+        .query_one("SELECT pg_catalog.current_setting('data_directory')", &[])
+        .await
+        .ok()?;
+    row.try_get::<_, String>(0).ok().map(PathBuf::from)
 }
