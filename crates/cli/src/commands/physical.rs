@@ -73,13 +73,6 @@ pub(crate) struct Chosen {
 }
 
 impl Chosen {
-    /// Whether it is in another place than the server.
-    pub(crate) fn is_off_site(&self) -> bool {
-        self.configured
-            .as_ref()
-            .is_some_and(|configured| configured.off_site)
-    }
-
     /// Opens the storage alone, for commands that need no stanza.
     pub(crate) async fn open_store(&self) -> Result<Repository, Failure> {
         Ok(Repository::open(self.store.clone()).await?)
@@ -129,12 +122,6 @@ impl RepositoryArgs {
             store,
             configured: None,
         }])
-    }
-
-    /// The one that is named, or the first that is configured.
-    pub(crate) fn chosen_one(&self, settings: &Settings) -> Result<Chosen, Failure> {
-        let first = self.chosen(settings)?.into_iter().next();
-        first.ok_or_else(|| none_configured(settings))
     }
 
     fn encryption(&self) -> Result<Option<EncryptionSettings>, Failure> {
@@ -229,22 +216,6 @@ impl DataDirectoryArgs {
             Some(given) => Ok(Some(given.clone())),
             None => Ok(context.settings()?.server.bin_dir.clone()),
         }
-    }
-
-    /// The data directory: given, configured, or as the server says.
-    pub(crate) async fn of_server(&self, server: &Connection, context: &Context) -> Result<PathBuf, Failure> {
-        if let Some(given) = self.given(context)? {
-            return Ok(given);
-        }
-        let row = server
-            .query_one("SELECT pg_catalog.current_setting('data_directory')", &[])
-            .await
-            .map_err(|error| {
-                Failure::caused_by("cannot ask the server for its data directory", error).hint(
-                    "name it with --data-dir, or connect as a superuser or a member of pg_read_all_settings",
-                )
-            })?;
-        Ok(PathBuf::from(row.get::<_, String>(0)))
     }
 
     /// The data directory, where the server must not be asked: given or configured, or an error.

@@ -11,18 +11,18 @@ use pgmahout_testkit::proc::{Finished, Pgmahout, reachable};
 use serde_json::Value;
 
 /// How long anything may take.
-pub const PATIENCE: Duration = Duration::from_secs(90);
+pub(crate) const PATIENCE: Duration = Duration::from_secs(90);
 
 /// The server, its configuration file and its repository.
-pub struct Scene {
-    pub server: Postgres,
-    pub config: PathBuf,
-    pub repository: PathBuf,
+pub(crate) struct Scene {
+    pub(crate) server: Postgres,
+    pub(crate) config: PathBuf,
+    pub(crate) repository: PathBuf,
 }
 
 impl Scene {
     /// A server with a repository that is set up, encrypted by a key file where that is wanted.
-    pub async fn new(major: Major, encrypted: bool) -> Self {
+    pub(crate) async fn new(major: Major, encrypted: bool) -> Self {
         let scene = Self::without_repository(major, encrypted).await;
         scene.run(&["repo", "init"]).await.expect_status(0);
         scene.archive().await;
@@ -30,7 +30,7 @@ impl Scene {
     }
 
     /// The same before `repo init`; nothing is archived yet.
-    pub async fn without_repository(major: Major, encrypted: bool) -> Self {
+    pub(crate) async fn without_repository(major: Major, encrypted: bool) -> Self {
         let server = Postgres::builder(major)
             .own_system_identifier()
             .data_checksums(true)
@@ -67,7 +67,7 @@ impl Scene {
     }
 
     /// Lets the server archive into the repository.
-    pub async fn archive(&self) {
+    pub(crate) async fn archive(&self) {
         let command = format!(
             "PGMAHOUT_STATE_DIR={} {} --config {} wal push %p",
             self.state().display(),
@@ -80,12 +80,12 @@ impl Scene {
     }
 
     /// The state directory of all commands.
-    pub fn state(&self) -> PathBuf {
+    pub(crate) fn state(&self) -> PathBuf {
         self.config.with_file_name("state")
     }
 
     /// The program, as the server's user, with this configuration and server.
-    pub fn pgmahout(&self, arguments: &[&str]) -> Pgmahout {
+    pub(crate) fn pgmahout(&self, arguments: &[&str]) -> Pgmahout {
         Pgmahout::command(env!("CARGO_BIN_EXE_pgmahout"))
             .as_server_account()
             .arg("--config")
@@ -99,12 +99,12 @@ impl Scene {
             .timeout(Duration::from_mins(3))
     }
 
-    pub async fn run(&self, arguments: &[&str]) -> Finished {
+    pub(crate) async fn run(&self, arguments: &[&str]) -> Finished {
         self.pgmahout(arguments).run().await
     }
 
     /// The JSON that a command prints that must end with this status.
-    pub async fn json(&self, arguments: &[&str], status: i32) -> Value {
+    pub(crate) async fn json(&self, arguments: &[&str], status: i32) -> Value {
         let finished = self
             .pgmahout(arguments)
             .arg("--json")
@@ -116,7 +116,7 @@ impl Scene {
     }
 
     /// Takes a backup; its label.
-    pub async fn backup(&self) -> String {
+    pub(crate) async fn backup(&self) -> String {
         self.run(&["backup", "create"]).await.expect_status(0);
         let listed = self.json(&["backup", "list"], 0).await;
         let backups = listed["repositories"][0]["backups"]
@@ -132,7 +132,7 @@ impl Scene {
     }
 
     /// Ends the current segment and waits until it is in the repository.
-    pub async fn archive_all(&self) {
+    pub(crate) async fn archive_all(&self) {
         let segment = self
             .server
             .query_text(
@@ -155,7 +155,7 @@ impl Scene {
     }
 
     /// A table that fills some megabytes of pages that differ.
-    pub async fn fill(&self, rows: u32) {
+    pub(crate) async fn fill(&self, rows: u32) {
         self.server
             .sql(
                 "postgres",
@@ -169,7 +169,7 @@ impl Scene {
     }
 
     /// All objects of the repository but leases and checks, by name.
-    pub fn objects(&self) -> Vec<PathBuf> {
+    pub(crate) fn objects(&self) -> Vec<PathBuf> {
         let mut found = Vec::new();
         let mut left = vec![self.repository.clone()];
         while let Some(directory) = left.pop() {
