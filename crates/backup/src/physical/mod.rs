@@ -5,8 +5,8 @@
 //! and what a page that fails its checksum means while the server is writing.
 
 pub mod create;
-pub mod expire;
 pub mod drill;
+pub mod expire;
 pub mod files;
 pub mod info;
 pub mod page;

@@ -278,7 +278,10 @@ pub(crate) fn fetch_command(
     if let Some(passphrase) = &args.passphrase {
         words.push(format!("--passphrase={passphrase}").into());
     }
-    for (flag, path) in [("--passphrase-file", &args.passphrase_file), ("--key-file", &args.key_file)] {
+    for (flag, path) in [
+        ("--passphrase-file", &args.passphrase_file),
+        ("--key-file", &args.key_file),
+    ] {
         if let Some(path) = path {
             words.push(format!("{flag}={}", absolute(path).display()).into());
         }

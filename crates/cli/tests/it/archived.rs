@@ -30,7 +30,7 @@ pub(crate) struct Archived {
     pub(crate) repository: PathBuf,
     configuration: PathBuf,
     state: PathBuf,
-    _sandbox: Sandbox,
+    sandbox: Sandbox,
 }
 
 impl Archived {
@@ -69,7 +69,7 @@ impl Archived {
             repository,
             configuration,
             state,
-            _sandbox: sandbox,
+            sandbox,
         };
         scene.write_configuration(encrypted);
         scene.run(&["repo", "init"]).await;
@@ -108,7 +108,7 @@ impl Archived {
     }
 
     fn file(&self, name: &str, content: impl AsRef<[u8]>) -> PathBuf {
-        self._sandbox.file(name, content)
+        self.sandbox.file(name, content)
     }
 
     /// The program at this server and its repository.

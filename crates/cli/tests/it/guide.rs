@@ -3,10 +3,25 @@
 //! In fences marked `console`, a line that begins with `$ ` is a command and must end with 0, or with the
 //! status of a trailing comment `# exits N`. Other fences are left alone.
 
+//!
+//! Pages about physical backups are run as the servers' account, with a configuration that has a repository.
+
 use std::path::{Path, PathBuf};
 use std::process::{Command, Stdio};
 
 use pgmahout_testkit::postgres::{Major, Postgres};
+use pgmahout_testkit::proc::reachable;
+
+/// The pages about physical backups, and whether their reader has followed the first one already.
+const PHYSICAL: [(&str, bool); 4] = [
+    ("backup.md", false),
+    ("repositories.md", true),
+    ("restore.md", true),
+    ("wal.md", true),
+];
+
+/// Pages without a command to run.
+const WITHOUT_COMMANDS: [&str; 2] = ["README.md", "from-pgbackrest.md"];
 
 const SHOP: &str = "
 CREATE TABLE customers (id bigint GENERATED ALWAYS AS IDENTITY PRIMARY KEY, email text NOT NULL);
@@ -52,49 +67,137 @@ fn guide() -> PathBuf {
     Path::new(env!("CARGO_MANIFEST_DIR")).join("../../docs/guide")
 }
 
+/// Where a page is read.
+struct Reader {
+    server: Postgres,
+    directory: PathBuf,
+    /// Whether the reader is the servers' account.
+    is_owner: bool,
+}
+
+impl Reader {
+    /// Of a page about anything but physical backups.
+    async fn new() -> Self {
+        let server = Postgres::builder(Major::V15)
+            .setting("fsync", "on")
+            .archive_to("archive")
+            .start()
+            .await;
+        Self::at(server, false).await
+    }
+
+    /// Of a page about physical backups.
+    async fn physical(has_backup: bool) -> Self {
+        let server = Postgres::builder(Major::V15)
+            .own_system_identifier()
+            .data_checksums(true)
+            .start()
+            .await;
+        let reader = Self::at(server, true).await;
+        let configuration = reader.directory.join("pgmahout.yml");
+        let text = format!(
+            "stanza: main\npostgresql:\n  data_dir: {}\n  bin_dir: {}\nrepository:\n  - name: local\n    type: local\n    \
+             path: {}\n    retention: {{keep_last: 2, recovery_window: 14d}}\nbackup: {{checkpoint: fast}}\n",
+            reader.server.data_dir().display(),
+            reader.server.bin_dir().display(),
+            reader.directory.join("repository").display(),
+        );
+        std::fs::write(&configuration, text).expect("written");
+        reader.server.account().own(&configuration);
+        if has_backup {
+            for command in ["repo init", "wal enable --yes", "backup create"] {
+                reader.run("the beginning", &format!("pgmahout {command}"), 0);
+            }
+        }
+        reader
+    }
+
+    async fn at(server: Postgres, is_owner: bool) -> Self {
+        server.createdb("shop").await;
+        server.sql("shop", SHOP).await;
+        let directory = server.new_directory("reader");
+        if is_owner {
+            // The program under its name, where the servers' account can reach it.
+            std::os::unix::fs::symlink(
+                reachable(env!("CARGO_BIN_EXE_pgmahout")),
+                directory.join("pgmahout"),
+            )
+            .expect("a link");
+        }
+        Self {
+            server,
+            directory,
+            is_owner,
+        }
+    }
+
+    fn run(&self, page: &str, command: &str, status: i32) {
+        let binary = Path::new(env!("CARGO_BIN_EXE_pgmahout"))
+            .parent()
+            .expect("a directory");
+        let path = format!(
+            "{}:{}:{}",
+            if self.is_owner { &self.directory } else { binary }.display(),
+            self.server.bin_dir().display(),
+            std::env::var("PATH").unwrap_or_default()
+        );
+        let mut shell = if self.is_owner {
+            self.server.account().command("sh")
+        } else {
+            let mut shell = Command::new("sh");
+            shell.env_clear();
+            shell
+        };
+        // A file: a server that the command starts keeps its outputs open.
+        let said = tempfile::tempfile().expect("a file");
+        let ended = shell
+            .args(["-c", command])
+            .current_dir(&self.directory)
+            .env("PATH", &path)
+            .env("HOME", &self.directory)
+            .env("TMPDIR", "/tmp")
+            .env("PGHOST", self.server.host())
+            .env("PGPORT", self.server.port().to_string())
+            .env("PGUSER", "postgres")
+            .env("PGDATABASE", "shop")
+            .env("PGDATA", self.server.data_dir())
+            .env("PGMAHOUT_STATE_DIR", self.directory.join("state"))
+            .stdin(Stdio::null())
+            .stdout(said.try_clone().expect("the file again"))
+            .stderr(said.try_clone().expect("the file again"))
+            .status()
+            .expect("sh runs");
+        assert_eq!(ended.code(), Some(status), "{page}: {command}\n{}", read(said));
+    }
+}
+
+fn read(mut file: std::fs::File) -> String {
+    use std::io::{Read, Seek};
+    let mut text = Vec::new();
+    file.rewind().expect("a file");
+    file.read_to_end(&mut text).expect("a file");
+    String::from_utf8_lossy(&text).into_owned()
+}
+
 async fn run_page(name: &str) {
     let page = std::fs::read_to_string(guide().join(name)).expect("the page");
     let commands = commands(&page);
     assert!(!commands.is_empty(), "{name} has no command to run");
-    let server = Postgres::builder(Major::V15)
-        .setting("fsync", "on")
-        .archive_to("archive")
-        .start()
-        .await;
-    server.createdb("shop").await;
-    server.sql("shop", SHOP).await;
-    let directory = server.new_directory("reader");
-    let binary = Path::new(env!("CARGO_BIN_EXE_pgmahout"))
-        .parent()
-        .expect("a directory");
-    let path = format!(
-        "{}:{}:{}",
-        binary.display(),
-        server.bin_dir().display(),
-        std::env::var("PATH").unwrap_or_default()
-    );
+    let physical = PHYSICAL.iter().find(|(page, _)| *page == name);
+    let reader = match physical {
+        Some(&(_, has_backup)) => Reader::physical(has_backup).await,
+        None => Reader::new().await,
+    };
     for (command, status) in commands {
-        let output = Command::new("sh")
-            .args(["-c", &command])
-            .current_dir(&directory)
-            .env_clear()
-            .env("PATH", &path)
-            .env("HOME", &directory)
-            .env("TMPDIR", "/tmp")
-            .env("PGHOST", server.host())
-            .env("PGPORT", server.port().to_string())
-            .env("PGUSER", "postgres")
-            .env("PGDATABASE", "shop")
-            .env("PGMAHOUT_STATE_DIR", directory.join("state"))
-            .stdin(Stdio::null())
-            .output()
-            .expect("sh runs");
-        assert_eq!(
-            output.status.code(),
-            Some(status),
-            "{name}: {command}\n--- stdout\n{}\n--- stderr\n{}",
-            String::from_utf8_lossy(&output.stdout),
-            String::from_utf8_lossy(&output.stderr)
+        reader.run(name, &command, status);
+    }
+    if physical.is_some() {
+        // The server that a page has restarted or restored is not the one that the scene has started.
+        let stop = "pg_ctl stop -m immediate -D";
+        reader.run(
+            name,
+            &format!("{stop} '{}' || true", reader.server.data_dir().display()),
+            0,
         );
     }
 }
@@ -111,7 +214,7 @@ async fn every_command_of_the_guide_works() {
                 .into_owned()
         })
         .filter(|name| Path::new(name).extension().is_some_and(|ending| ending == "md"))
-        .filter(|name| name != "README.md")
+        .filter(|name| !WITHOUT_COMMANDS.contains(&name.as_str()))
         .collect();
     pages.sort();
     assert!(pages.len() >= 4, "only {pages:?}");

@@ -1,11 +1,11 @@
 //! Black-box tests of the binary: arguments, exit status, stdout, stderr, against real servers.
 
-mod backup_drill;
-mod backup_verify;
-mod backup_create;
 mod archived;
+mod backup_create;
+mod backup_drill;
 mod backup_kills;
 mod backup_rounds;
+mod backup_verify;
 mod completion;
 mod config;
 mod demo;

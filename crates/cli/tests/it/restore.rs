@@ -610,7 +610,7 @@ async fn links_modes_owners_and_empty_directories_come_back() {
     assert_says(&finished, &["tablespace", "is not empty", "--tablespace"]);
     let elsewhere = copy.root_dir().join("elsewhere");
     let wal = copy.root_dir().join("wal");
-    let remap = format!("{oid}={}", elsewhere.display());
+    let remap = format!("fast={}", elsewhere.display());
     scene
         .restore(
             copy.data_dir(),
@@ -969,7 +969,19 @@ async fn one_database_can_be_restored_alone() {
         .sum();
     assert!(blocks < 1 << 20, "{blocks} bytes of what was not asked for");
     start(&copy).await;
+    let watching = copy.client("wanted").await;
+    let refused = copy.connect(&copy.config("large")).await.map(drop).unwrap_err();
+    let refused = refused
+        .as_db_error()
+        .expect("the server's answer")
+        .message()
+        .to_owned();
+    assert!(refused.contains("not a valid data directory"), "{refused}");
     assert_eq!(copy.query_text("wanted", "SELECT sum(n) FROM t").await, "5050");
+    watching
+        .simple_query("SELECT 1")
+        .await
+        .expect("nobody was thrown out");
     copy.sql("postgres", "DROP DATABASE large").await;
 }
 

@@ -109,7 +109,10 @@ impl Scene {
 
     /// Where an object of a segment is.
     fn object(&self, repository: &str, name: &str) -> PathBuf {
-        let wal = self.repository(repository).join("stanza/main/wal").join(&name[..8]);
+        let wal = self
+            .repository(repository)
+            .join("stanza/main/wal")
+            .join(&name[..8]);
         if name.len() == 24 {
             wal.join(&name[8..16]).join(name)
         } else {
@@ -207,7 +210,11 @@ impl Scene {
 }
 
 fn flip(path: &Path) {
-    let file = fs::File::options().read(true).write(true).open(path).expect("there");
+    let file = fs::File::options()
+        .read(true)
+        .write(true)
+        .open(path)
+        .expect("there");
     let middle = file.metadata().expect("known").len() / 2;
     let mut byte = [0];
     file.read_exact_at(&mut byte, middle).expect("read");
@@ -221,14 +228,19 @@ fn flip(path: &Path) {
 #[tokio::test]
 async fn what_was_pushed_is_fetched_whatever_the_segment_size(#[case] mebibytes: u64) {
     let scene = Scene::with(mebibytes, "").await;
-    let names: Vec<String> = (3..6).map(|number| scene.write(1, number, number as u8)).collect();
+    let names: Vec<String> = (3..6)
+        .map(|number| scene.write(1, number, number as u8))
+        .collect();
     for name in &names {
         scene.push(name).await.expect_status(0);
         scene.done(name);
     }
     for (number, name) in (3..6).zip(&names) {
         scene.fetch(name).await.expect_status(0);
-        assert!(scene.recovered() == scene.content(1, number, number as u8), "{name}");
+        assert!(
+            scene.recovered() == scene.content(1, number, number as u8),
+            "{name}"
+        );
     }
     scene.run(&["wal", "verify"]).await.expect_status(0);
 }
@@ -331,7 +343,11 @@ async fn what_is_not_what_its_name_says_is_refused() {
         assert!(refused.stderr.contains(says), "{says}: {}", refused.stderr);
     }
     let refused = scene.push("not_a_wal_file").await.expect_status(2);
-    assert!(refused.stderr.contains("not the name of a WAL file"), "{}", refused.stderr);
+    assert!(
+        refused.stderr.contains("not the name of a WAL file"),
+        "{}",
+        refused.stderr
+    );
     assert!(!scene.object("one", &name).exists());
 }
 
@@ -353,6 +369,11 @@ async fn a_partial_segment_is_never_served_as_a_segment_and_histories_are_kept()
     scene.fetch("00000002.history").await.expect_status(0);
     assert_eq!(scene.recovered(), history.as_bytes());
     scene.fetch("00000003.history").await.expect_status(1);
+    // Another server that was left at the same promotion has other bytes behind the end: that must not stop archiving.
+    fs::write(scene.pg_wal().join(&partial), scene.content(1, 3, 2)).expect("written");
+    scene.push(&partial).await.expect_status(0);
+    scene.fetch(&partial).await.expect_status(0);
+    assert!(scene.recovered() == scene.content(1, 3, 1), "the first stays");
 }
 
 #[tokio::test]
@@ -375,7 +396,14 @@ async fn a_fetch_says_absent_only_where_that_is_proven() {
         usage.expect_status(failed);
         scene.fetch("no-wal-file").await.expect_status(failed);
         scene
-            .run(&["--config", "/nowhere.yml", "wal", "fetch", &name, "pg_wal/RECOVERYXLOG"])
+            .run(&[
+                "--config",
+                "/nowhere.yml",
+                "wal",
+                "fetch",
+                &name,
+                "pg_wal/RECOVERYXLOG",
+            ])
             .await
             .expect_status(failed);
         scene
@@ -483,7 +511,9 @@ async fn what_was_read_ahead_does_not_outlive_a_timeline_or_a_rewind() {
 #[tokio::test]
 async fn a_push_that_is_killed_loses_no_acknowledged_segment() {
     let scene = Scene::new().await;
-    let names: Vec<String> = (3..43).map(|number| scene.write(1, number, number as u8)).collect();
+    let names: Vec<String> = (3..43)
+        .map(|number| scene.write(1, number, number as u8))
+        .collect();
     let mut acknowledged = Vec::new();
     for (round, name) in names.iter().enumerate() {
         let command = scene.command(&["wal", "push", &format!("pg_wal/{name}")]);
@@ -499,7 +529,10 @@ async fn a_push_that_is_killed_loses_no_acknowledged_segment() {
     }
     for (number, name) in (3_u64..).zip(&names) {
         scene.fetch(name).await.expect_status(0);
-        assert!(scene.recovered() == scene.content(1, number, number as u8), "{name}");
+        assert!(
+            scene.recovered() == scene.content(1, number, number as u8),
+            "{name}"
+        );
     }
     scene.run(&["wal", "verify"]).await.expect_status(0);
 }
@@ -525,7 +558,11 @@ async fn a_repository_that_was_down_is_filled_later() {
     fs::rename(&here, &away).expect("renamed");
     let first = scene.write(1, 3, 1);
     let pushed = scene.push(&first).await.expect_status(0);
-    assert!(pushed.stderr.contains("not yet in repository two"), "{}", pushed.stderr);
+    assert!(
+        pushed.stderr.contains("not yet in repository two"),
+        "{}",
+        pushed.stderr
+    );
     scene.done(&first);
     fs::rename(&away, &here).expect("renamed");
     let second = scene.write(1, 4, 1);
@@ -592,7 +629,12 @@ async fn a_queue_that_overflows_leaves_a_recorded_gap() {
     let list = scene.list().await;
     let gap = &list["repositories"][0]["timelines"][0]["gaps"][0];
     assert_eq!(gap["first"], names[0].as_str());
-    assert!(gap["reason"].as_str().expect("recorded").contains("wal.max_queue"));
+    assert!(
+        gap["reason"]
+            .as_str()
+            .expect("recorded")
+            .contains("wal.max_queue")
+    );
     let verified = scene.run(&["wal", "verify"]).await.expect_status(1);
     assert!(verified.stdout.contains("wal.max_queue"), "{}", verified.stdout);
 }
@@ -602,10 +644,18 @@ async fn an_answer_that_was_lost_is_no_conflict() {
     let scene = Scene::on_s3("").await;
     let s3 = scene.s3.as_ref().expect("it runs");
     let name = scene.write(1, 3, 1);
-    s3.inject(Rule::new(Fault::LoseAnswer).method("PUT").containing("wal/00000001"));
+    s3.inject(
+        Rule::new(Fault::LoseAnswer)
+            .method("PUT")
+            .containing("wal/00000001"),
+    );
     scene.push(&name).await.expect_status(0);
     scene.signal(Some("recovery.signal"));
-    s3.inject(Rule::new(Fault::CutBody { after: 1000 }).method("GET").containing("wal/00000001"));
+    s3.inject(
+        Rule::new(Fault::CutBody { after: 1000 })
+            .method("GET")
+            .containing("wal/00000001"),
+    );
     scene.fetch(&name).await.expect_status(0);
     assert_eq!(scene.recovered(), scene.content(1, 3, 1));
 }

@@ -156,7 +156,10 @@ async fn no_byte_that_was_reported_as_flushed_is_lost_by_a_kill(#[case] major: M
             .await;
         scene
             .server
-            .sql("postgres", "SELECT pg_logical_emit_message(true, 'test', 'commit')")
+            .sql(
+                "postgres",
+                "SELECT pg_logical_emit_message(true, 'test', 'commit')",
+            )
             .await;
         poll::until(PATIENCE, "the receiver to report", async || {
             scene
@@ -185,7 +188,8 @@ async fn no_byte_that_was_reported_as_flushed_is_lost_by_a_kill(#[case] major: M
             partial = scene.directory().join(&name);
         }
         let content = fs::read(&partial).expect("it is here");
-        let end = u64::from_str_radix(written.rsplit('/').next().expect("two halves"), 16).expect("hexadecimal");
+        let end =
+            u64::from_str_radix(written.rsplit('/').next().expect("two halves"), 16).expect("hexadecimal");
         let end = ((end - 1) % (1 << 20) + 1) as usize;
         let real = fs::read(scene.server.data_dir().join("pg_wal").join(&name)).expect("readable");
         assert!(content[..end] == real[..end], "round {round}");
@@ -208,7 +212,9 @@ async fn a_receiver_follows_a_promotion(#[case] major: Major) {
     standby.promote().await;
     let segment = scene.written(&standby).await;
     assert!(segment.starts_with("00000002"), "{segment}");
-    let history = scene.repository().join("stanza/main/wal/00000002/00000002.history");
+    let history = scene
+        .repository()
+        .join("stanza/main/wal/00000002/00000002.history");
     assert!(history.exists());
     // A restart of the server is no end.
     standby.restart().await;
@@ -232,7 +238,11 @@ async fn what_would_protect_from_nothing_or_wait_for_ever_is_refused() {
         .await;
     scene.server.reload().await;
     poll::until(PATIENCE, "the setting", async || {
-        scene.server.query_text("postgres", "SHOW synchronous_commit").await == "remote_apply"
+        scene
+            .server
+            .query_text("postgres", "SHOW synchronous_commit")
+            .await
+            == "remote_apply"
     })
     .await;
     let refused = scene

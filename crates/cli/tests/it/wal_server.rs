@@ -83,7 +83,10 @@ impl Scene {
         server
             .sql(
                 "postgres",
-                &format!("ALTER SYSTEM SET archive_command = '{} push %p'", self.line(config)),
+                &format!(
+                    "ALTER SYSTEM SET archive_command = '{} push %p'",
+                    self.line(config)
+                ),
             )
             .await;
         server.reload().await;
@@ -101,30 +104,54 @@ impl Scene {
         server.sql("postgres", "SELECT pg_switch_wal()").await;
         let object = self.repository.join("stanza/main/wal").join(&segment[..8]);
         let object = object.join(&segment[8..16]).join(&segment);
-        poll::until(PATIENCE, &format!("{segment} to be archived: {}", server.log()), async || {
-            object.exists()
-        })
+        poll::until(
+            PATIENCE,
+            &format!("{segment} to be archived: {}", server.log()),
+            async || object.exists(),
+        )
         .await;
         segment
     }
 
     /// A copy of the server without WAL, that will fetch what it needs.
-    async fn copy(&self, signal: &str, settings: &[(&str, &str)]) -> Postgres {
+    fn copy(&self, signal: &str, settings: &[(&str, &str)]) -> Postgres {
         let copy = Postgres::vacant(self.server.major());
         let output = self
             .server
             .server_command("pg_basebackup")
-            .args(["--no-password", "-U", "postgres", "-X", "none", "--no-sync", "-c", "fast"])
-            .args(["-h", self.server.host(), "-p", &self.server.port().to_string(), "-D"])
+            .args([
+                "--no-password",
+                "-U",
+                "postgres",
+                "-X",
+                "none",
+                "--no-sync",
+                "-c",
+                "fast",
+            ])
+            .args([
+                "-h",
+                self.server.host(),
+                "-p",
+                &self.server.port().to_string(),
+                "-D",
+            ])
             .arg(copy.data_dir())
             .output()
             .expect("it runs");
-        assert!(output.status.success(), "{}", String::from_utf8_lossy(&output.stderr));
+        assert!(
+            output.status.success(),
+            "{}",
+            String::from_utf8_lossy(&output.stderr)
+        );
         // What was set with ALTER SYSTEM is the original's.
         fs::write(copy.data_dir().join("postgresql.auto.conf"), "").expect("written");
         let fetch = format!("{} fetch %f \"%p\"", self.line(&self.config));
         let push = format!("{} push %p", self.line(&self.config));
-        let mut all = vec![("restore_command", fetch.as_str()), ("archive_command", push.as_str())];
+        let mut all = vec![
+            ("restore_command", fetch.as_str()),
+            ("archive_command", push.as_str()),
+        ];
         all.extend_from_slice(settings);
         copy.settle(&all);
         fs::write(copy.data_dir().join(signal), "").expect("written");
@@ -142,7 +169,7 @@ impl Scene {
 async fn archived_wal_brings_a_recovery_to_the_last_row(#[case] major: Major, #[case] mebibytes: u32) {
     let scene = Scene::new(major, mebibytes).await;
     scene.server.sql("postgres", "CREATE TABLE orders (id int)").await;
-    let copy = scene.copy("recovery.signal", &[("archive_mode", "on")]).await;
+    let copy = scene.copy("recovery.signal", &[("archive_mode", "on")]);
     for round in 0..8 {
         scene
             .server
@@ -155,7 +182,10 @@ async fn archived_wal_brings_a_recovery_to_the_last_row(#[case] major: Major, #[
             )
             .await;
     }
-    scene.server.sql("postgres", "INSERT INTO orders VALUES (99)").await;
+    scene
+        .server
+        .sql("postgres", "INSERT INTO orders VALUES (99)")
+        .await;
     scene.archived(&scene.server).await;
     scene.server.stop(StopMode::Fast).await;
 
@@ -164,7 +194,9 @@ async fn archived_wal_brings_a_recovery_to_the_last_row(#[case] major: Major, #[
         copy.query_text("postgres", "SELECT pg_is_in_recovery()").await == "f"
     })
     .await;
-    let rows = copy.query_text("postgres", "SELECT count(*), max(id) FROM orders").await;
+    let rows = copy
+        .query_text("postgres", "SELECT count(*), max(id) FROM orders")
+        .await;
     assert_eq!(rows, "9|99");
 
     // The promotion's history goes into the archive, and the new timeline is part of the tree.
@@ -186,8 +218,11 @@ async fn archived_wal_brings_a_recovery_to_the_last_row(#[case] major: Major, #[
 async fn a_recovery_stops_where_the_archive_cannot_be_read(#[case] major: Major) {
     let scene = Scene::new(major, 1).await;
     scene.server.sql("postgres", "CREATE TABLE orders (id int)").await;
-    let copy = scene.copy("recovery.signal", &[("archive_mode", "off")]).await;
-    scene.server.sql("postgres", "INSERT INTO orders VALUES (1)").await;
+    let copy = scene.copy("recovery.signal", &[("archive_mode", "off")]);
+    scene
+        .server
+        .sql("postgres", "INSERT INTO orders VALUES (1)")
+        .await;
     scene.archived(&scene.server).await;
     let away = scene.repository.with_extension("away");
     fs::rename(&scene.repository, &away).expect("renamed");
@@ -212,27 +247,38 @@ async fn a_recovery_stops_where_the_archive_cannot_be_read(#[case] major: Major)
 async fn a_hot_standby_outlives_an_outage_of_the_archive(#[case] major: Major) {
     let scene = Scene::new(major, 1).await;
     scene.server.sql("postgres", "CREATE TABLE orders (id int)").await;
-    let standby = scene
-        .copy(
-            "standby.signal",
-            &[("hot_standby", "on"), ("wal_retrieve_retry_interval", "200ms")],
-        )
-        .await;
+    let standby = scene.copy(
+        "standby.signal",
+        &[("hot_standby", "on"), ("wal_retrieve_retry_interval", "200ms")],
+    );
     scene.archived(&scene.server).await;
     standby.start_again().await;
     let away = scene.repository.with_extension("away");
     fs::rename(&scene.repository, &away).expect("renamed");
-    scene.server.sql("postgres", "INSERT INTO orders VALUES (1)").await;
+    scene
+        .server
+        .sql("postgres", "INSERT INTO orders VALUES (1)")
+        .await;
     scene.server.sql("postgres", "SELECT pg_switch_wal()").await;
     poll::until(PATIENCE, "the standby to ask in vain", async || {
-        standby.log().contains("cannot be used") || standby.log().contains("not set up")
-            || standby.log().contains("does not exist") || standby.log().contains("error:")
+        standby.log().contains("cannot be used")
+            || standby.log().contains("not set up")
+            || standby.log().contains("does not exist")
+            || standby.log().contains("error:")
     })
     .await;
-    assert_eq!(standby.query_text("postgres", "SELECT count(*) FROM orders").await, "0");
+    assert_eq!(
+        standby
+            .query_text("postgres", "SELECT count(*) FROM orders")
+            .await,
+        "0"
+    );
     fs::rename(&away, &scene.repository).expect("renamed");
     poll::until(PATIENCE, "the standby to follow again", async || {
-        standby.query_text("postgres", "SELECT count(*) FROM orders").await == "1"
+        standby
+            .query_text("postgres", "SELECT count(*) FROM orders")
+            .await
+            == "1"
     })
     .await;
 }
@@ -257,7 +303,10 @@ async fn two_clusters_cannot_archive_into_one_stanza(#[case] major: Major) {
     })
     .await;
     let failed = other
-        .query_text("postgres", "SELECT failed_count > 0, archived_count FROM pg_stat_archiver")
+        .query_text(
+            "postgres",
+            "SELECT failed_count > 0, archived_count FROM pg_stat_archiver",
+        )
         .await;
     assert_eq!(failed, "t|0");
     scene.run(&["wal", "verify"]).await.expect_status(0);
@@ -301,19 +350,34 @@ async fn enabling_ends_with_a_segment_that_was_read_back_and_disabling_undoes_it
     let shown = scene.server.query_text("postgres", "SHOW archive_command").await;
     assert_eq!(shown, "", "nothing was changed");
 
-    let enabled = scene.run(&[&enable[..], &["--yes"]].concat()).await.expect_status(0);
+    let enabled = scene
+        .run(&[&enable[..], &["--yes"]].concat())
+        .await
+        .expect_status(0);
     assert!(enabled.stdout.contains("read back"), "{}", enabled.stdout);
     let shown = scene.server.query_text("postgres", "SHOW archive_command").await;
-    assert!(shown.ends_with("wal push %p") && shown.contains("'"), "{shown}");
+    assert!(shown.ends_with("wal push %p") && shown.contains('\''), "{shown}");
     scene.run(&["wal", "verify"]).await.expect_status(0);
     // Again changes nothing.
-    scene.run(&[&enable[..], &["--yes"]].concat()).await.expect_status(0);
+    scene
+        .run(&[&enable[..], &["--yes"]].concat())
+        .await
+        .expect_status(0);
 
     let disable = ["wal", "disable", "--dsn", &dsn];
     let planned = scene
-        .run(&[&disable[..], &["--dry-run", "--data-dir", "/nowhere", "--bin-dir", "/nowhere"]].concat())
+        .run(
+            &[
+                &disable[..],
+                &["--dry-run", "--data-dir", "/nowhere", "--bin-dir", "/nowhere"],
+            ]
+            .concat(),
+        )
         .await
         .expect_status(0);
     assert!(planned.stdout.contains("will be lost"), "{}", planned.stdout);
-    scene.run(&[&disable[..], &["--yes"]].concat()).await.expect_status(3);
+    scene
+        .run(&[&disable[..], &["--yes"]].concat())
+        .await
+        .expect_status(3);
 }

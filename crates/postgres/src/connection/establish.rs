@@ -145,7 +145,10 @@ pub(super) async fn session(
     ))
 }
 
-pub(super) fn configuration(parameters: &ConnectionParameters, password: &PasswordLookup) -> tokio_postgres::Config {
+pub(super) fn configuration(
+    parameters: &ConnectionParameters,
+    password: &PasswordLookup,
+) -> tokio_postgres::Config {
     let mut config = tokio_postgres::Config::new();
     wire::configure(&mut config);
     config.user(&parameters.user).dbname(&parameters.database);

@@ -280,7 +280,9 @@ impl ReplicationConnection {
 
     /// Whether a whole message has arrived already.
     pub fn has_message(&self) -> bool {
-        let Some(head) = self.buffer.get(..5) else { return false };
+        let Some(head) = self.buffer.get(..5) else {
+            return false;
+        };
         let length = u32::from_be_bytes([head[1], head[2], head[3], head[4]]) as usize;
         self.buffer.len() > length
     }
@@ -370,7 +372,9 @@ impl ReplicationConnection {
         let tag = self.buffer.get_u8();
         let length = self.buffer.get_u32() as usize;
         let Some(body) = length.checked_sub(4).filter(|length| *length <= LARGEST_MESSAGE) else {
-            return Err(ReplicationError::Unexpected(format!("a message of {length} bytes")));
+            return Err(ReplicationError::Unexpected(format!(
+                "a message of {length} bytes"
+            )));
         };
         Ok((tag, self.buffer.split_to(body).freeze()))
     }
@@ -378,7 +382,9 @@ impl ReplicationConnection {
 
 impl std::fmt::Debug for ReplicationConnection {
     fn fmt(&self, formatter: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
-        formatter.debug_struct("ReplicationConnection").finish_non_exhaustive()
+        formatter
+            .debug_struct("ReplicationConnection")
+            .finish_non_exhaustive()
     }
 }
 

@@ -83,6 +83,10 @@ pub struct Head {
     /// may be gone.
     #[serde(default, skip_serializing_if = "BTreeMap::is_empty")]
     pub wal_floor: BTreeMap<TimelineId, SegmentName>,
+    /// For each timeline, the first segment from which on the WAL is kept without a gap. Below it, WAL is kept
+    /// only for the consistency of single backups, and what is missing between was removed on purpose.
+    #[serde(default, skip_serializing_if = "BTreeMap::is_empty")]
+    pub wal_window: BTreeMap<TimelineId, SegmentName>,
     /// WAL that was never archived.
     #[serde(default, skip_serializing_if = "Vec::is_empty")]
     pub gaps: Vec<WalGap>,
@@ -247,6 +251,7 @@ impl Head {
             condemned: Vec::new(),
             forgotten: 0,
             wal_floor: BTreeMap::new(),
+            wal_window: BTreeMap::new(),
             gaps: Vec::new(),
             other: Map::new(),
         }

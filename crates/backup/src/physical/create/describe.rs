@@ -175,7 +175,7 @@ fn header(
         backup_label: ExactBytes::from(stopped.label.clone()),
         tablespace_map: (!stopped.tablespace_map.is_empty())
             .then(|| ExactBytes::from(stopped.tablespace_map.clone())),
-        tablespaces: tablespaces(&made.list, &stopped.tablespace_map)?,
+        tablespaces: tablespaces(&made.list, stopped)?,
         outside: Vec::new(),
         owners,
         annotations,
@@ -185,8 +185,8 @@ fn header(
 }
 
 /// The tablespaces, with the places that the server itself gives where it gives them.
-fn tablespaces(list: &FileList, map: &[u8]) -> Result<Vec<Tablespace>, CreateError> {
-    let named = TablespaceMap::parse(map).unwrap_or_default();
+fn tablespaces(list: &FileList, stopped: &Stopped) -> Result<Vec<Tablespace>, CreateError> {
+    let named = TablespaceMap::parse(&stopped.tablespace_map).unwrap_or_default();
     list.tablespaces()
         .iter()
         .map(|tablespace| {
@@ -199,7 +199,7 @@ fn tablespaces(list: &FileList, map: &[u8]) -> Result<Vec<Tablespace>, CreateErr
                 .unwrap_or_else(|| Path::new(&inside));
             Ok(Tablespace {
                 oid: tablespace.oid,
-                name: None,
+                name: stopped.tablespace_names.get(&tablespace.oid).cloned(),
                 path: target(location)?,
                 in_place,
             })

@@ -4,6 +4,7 @@
 //! Backup mode belongs to one session: the server leaves it when the session ends, however it ends
 //! (`do_pg_abort_backup` in `src/backend/access/transam/xlog.c`). So whatever fails, closing is enough.
 
+use std::collections::BTreeMap;
 use std::path::PathBuf;
 use std::time::Duration;
 
@@ -64,6 +65,8 @@ pub(super) struct Stopped {
     pub(super) parsed: BackupLabel,
     /// `tablespace_map`, byte for byte; empty where there are no tablespaces.
     pub(super) tablespace_map: Vec<u8>,
+    /// The names of the tablespaces, by their numbers. One that was dropped since has none.
+    pub(super) tablespace_names: BTreeMap<u32, String>,
 }
 
 /// The session.
@@ -147,7 +150,21 @@ impl Server {
             parsed,
             label,
             tablespace_map: row.get::<_, Option<Vec<u8>>>(2).unwrap_or_default(),
+            tablespace_names: self.tablespace_names().await?,
         })
+    }
+
+    /// The names of the tablespaces, by their numbers. One that is not UTF-8 is left out.
+    async fn tablespace_names(&self) -> Result<BTreeMap<u32, String>, CreateError> {
+        let rows = self
+            .connection
+            .query("SELECT oid, spcname::text FROM pg_catalog.pg_tablespace", &[])
+            .await
+            .map_err(sql("ask for the names of the tablespaces"))?;
+        let names = rows
+            .iter()
+            .filter_map(|row| Some((row.try_get(0).ok()?, row.try_get(1).ok()?)));
+        Ok(names.collect())
     }
 
     /// Whether a server that was a standby is none any more.

@@ -27,10 +27,6 @@ const ATTEMPTS: u32 = 5;
 /// How many objects are deleted at the same time.
 const AT_ONCE: usize = 8;
 
-/// Where a head notes from which segment on the WAL of a timeline is without gaps: what is missing before it was
-/// removed on purpose.
-pub(crate) const WINDOW_KEY: &str = "wal_window";
-
 /// What was removed.
 #[derive(Debug, Clone, Default, PartialEq, Eq, Serialize)]
 pub struct Collected {
@@ -147,13 +143,12 @@ impl Collection<'_> {
             }
             let id = garbage.list.id;
             self.write_list(&garbage.list).await?;
-            let window = serde_json::to_value(&garbage.window).unwrap_or_default();
             let swapped = self
                 .repository
                 .swap(|head| {
                     head.condemn(id, &garbage.examined, &garbage.floors, Timestamp::now())
                         .map_err(Condemning::Head)?;
-                    head.other.insert(WINDOW_KEY.to_owned(), window.clone());
+                    head.wal_window.clone_from(&garbage.window);
                     Ok::<_, Condemning>(())
                 })
                 .await;

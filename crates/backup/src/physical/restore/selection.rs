@@ -1,7 +1,11 @@
 //! Restoring some databases of a cluster.
 //!
 //! The files of the others become files of the right size with nothing in them, which take no space: recovery
-//! writes to them and must find them. Nobody can connect to such a database; it can only be dropped.
+//! writes to them and must find them. Their `PG_VERSION` and `pg_filenode.map` are empty like that too, so that
+//! nobody can connect to such a database, and it can only be dropped: the server refuses a session without a
+//! valid version file (`ValidatePgVersion` in `src/backend/utils/init/miscinit.c`). With one it would go on to
+//! the indexes of the catalog, and a damaged one of those is a PANIC (`load_critical_index` in
+//! `src/backend/utils/cache/relcache.c`), which throws out every session of the whole server.
 
 use std::collections::BTreeSet;
 
@@ -48,11 +52,15 @@ impl Selection {
 
     /// Whether the file is one of a database that is not restored.
     pub(crate) fn is_hollow(&self, path: &RelativePath, kind: FileKind) -> bool {
-        let relation = matches!(
-            kind,
-            FileKind::Relation | FileKind::Fsm | FileKind::Vm | FileKind::Init
-        );
-        relation && !self.is_all() && database(path).is_some_and(|database| !self.keeps(database))
+        let emptied = match kind {
+            FileKind::Relation | FileKind::Fsm | FileKind::Vm | FileKind::Init => true,
+            _ => path
+                .as_bytes()
+                .rsplit(|byte| *byte == b'/')
+                .next()
+                .is_some_and(|name| matches!(name, b"PG_VERSION" | b"pg_filenode.map")),
+        };
+        emptied && !self.is_all() && database(path).is_some_and(|database| !self.keeps(database))
     }
 }
 
@@ -71,7 +79,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn only_relations_of_other_databases_are_left_hollow() {
+    fn only_files_of_other_databases_are_left_hollow() {
         let selection = Selection::only([16_385]);
         let hollow = |path: &str, kind| selection.is_hollow(&RelativePath::new(path).expect("a path"), kind);
         assert!(hollow("base/16390/16400", FileKind::Relation));
@@ -83,7 +91,11 @@ mod tests {
         assert!(!hollow("base/16385/16400", FileKind::Relation));
         assert!(!hollow("base/5/1259", FileKind::Relation));
         assert!(!hollow("global/1262", FileKind::Relation));
-        assert!(!hollow("base/16390/PG_VERSION", FileKind::Other));
+        assert!(hollow("base/16390/PG_VERSION", FileKind::Other));
+        assert!(hollow("base/16390/pg_filenode.map", FileKind::Other));
+        assert!(!hollow("base/16385/PG_VERSION", FileKind::Other));
+        assert!(!hollow("PG_VERSION", FileKind::Other));
+        assert!(!hollow("global/pg_filenode.map", FileKind::Other));
         assert!(!Selection::all().is_hollow(
             &RelativePath::new("base/16390/16400").expect("a path"),
             FileKind::Relation

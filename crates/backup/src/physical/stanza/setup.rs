@@ -56,7 +56,8 @@ impl Descriptor {
 /// How a repository is made.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
 pub struct InitOptions {
-    /// The stanza is taken over by a cluster after a major upgrade.
+    /// The stanza is taken over by a cluster after a major upgrade. One of the same or an older version is
+    /// another cluster, and refused.
     pub upgrade: bool,
 }
 
@@ -107,7 +108,7 @@ impl PhysicalRepository {
                 let there = read_info(&repository, &cipher, &names).await?;
                 check_same(&description, &there.unwrap_or_else(|| info.clone()), &info)?
             }
-            Some(there) if options.upgrade && check_same(&description, &there, &info).is_err() => {
+            Some(there) if options.upgrade && is_newer(&there, &info) => {
                 upgraded = true;
                 upgrade(&repository, &cipher, &names, there, &info).await?
             }
@@ -351,6 +352,15 @@ fn check_same(description: &str, there: &StanzaInfo, wanted: &StanzaInfo) -> Res
             })?;
     }
     Ok(there.clone())
+}
+
+/// Whether the cluster has a greater major version than the stanza's: only then can it be that cluster,
+/// upgraded.
+fn is_newer(there: &StanzaInfo, wanted: &StanzaInfo) -> bool {
+    match (there.current(), wanted.current()) {
+        (Ok(there), Ok(wanted)) => wanted.major > there.major,
+        _ => false,
+    }
 }
 
 async fn upgrade(

@@ -51,23 +51,31 @@ async fn another_cluster_is_refused_and_an_upgraded_one_is_taken_in_when_told() 
     let directory = tempfile::tempdir().unwrap();
     support::init(directory.path(), "main").await.unwrap();
     let upgraded = support::info("main", 2, 18);
+    let another = support::info("main", 3, 15);
     let options = InitOptions::default();
-    let init = async |options| {
+    let init_as = async |cluster: &StanzaInfo, options| {
         let repository = support::local(directory.path()).await;
         let stanza = "main".parse().unwrap();
         PhysicalRepository::init(
             repository,
             stanza,
-            upgraded.clone(),
+            cluster.clone(),
             options,
             &RepositoryMemory::none(),
         )
         .await
     };
-    let error = init(options).await.unwrap_err();
+    let error = init_as(&upgraded, options).await.unwrap_err();
     assert!(matches!(error, StanzaError::Mismatch { .. }), "{error}");
     assert_eq!(error.outcome(), Outcome::Refused);
-    assert!(init(InitOptions { upgrade: true }).await.unwrap().upgraded);
+    let upgrade = InitOptions { upgrade: true };
+    let error = init_as(&another, upgrade).await.unwrap_err();
+    assert!(
+        matches!(error, StanzaError::Mismatch { .. }),
+        "one of the same version is no upgrade: {error}"
+    );
+    assert!(init_as(&upgraded, upgrade).await.unwrap().upgraded);
+    init_as(&another, upgrade).await.unwrap_err();
     let opened = support::open(directory.path(), "main").await.unwrap();
     opened.check_identity(SystemIdentifier::new(2), 18).unwrap();
     opened.check_identity(SystemIdentifier::new(1), 18).unwrap_err();

@@ -112,7 +112,9 @@ impl Inventory {
 
     /// Leaves only what these backups need to be read. Who else needs it stays known.
     pub(super) fn narrow(&mut self, labels: &[Label]) {
-        let Self { items, dependents, .. } = self;
+        let Self {
+            items, dependents, ..
+        } = self;
         items.retain(|item| {
             let needing = dependents.get(&item.name);
             needing.is_some_and(|needing| labels.iter().any(|label| needing.contains(label)))

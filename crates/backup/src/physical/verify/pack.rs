@@ -70,7 +70,9 @@ fn damage_or_error(error: StoreError) -> Result<ObjectDamage, VerifyError> {
     match error {
         error if error.is_not_found() => Ok(ObjectDamage::whole("it is missing".to_owned())),
         StoreError::TooLarge { .. } => Ok(ObjectDamage::whole("it is longer than it was written".to_owned())),
-        StoreError::Corrupt { .. } => Ok(ObjectDamage::whole("it is shorter than it was written".to_owned())),
+        StoreError::Corrupt { .. } => Ok(ObjectDamage::whole(
+            "it is shorter than it was written".to_owned(),
+        )),
         error => Err(error.into()),
     }
 }

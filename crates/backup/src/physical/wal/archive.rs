@@ -71,7 +71,12 @@ impl WalArchive {
     /// [`WalError::Damaged`], or what the storage says.
     pub async fn get(&self, name: WalFileName) -> Result<Option<ArchivedFile>, WalError> {
         let object = self.repository.wal_name(name);
-        let bytes = match self.repository.repository().get_bytes(&object, LARGEST_OBJECT).await {
+        let bytes = match self
+            .repository
+            .repository()
+            .get_bytes(&object, LARGEST_OBJECT)
+            .await
+        {
             Ok(bytes) => bytes,
             Err(error) if error.is_not_found() => return Ok(None),
             Err(error) => return Err(error.into()),
@@ -129,7 +134,7 @@ impl WalArchive {
     }
 
     /// Stores a file, durable when this returns. What is there is never replaced: the same content is success,
-    /// other content an error.
+    /// other content an error, but for unfinished segments, of which the first stays.
     ///
     /// # Errors
     ///
@@ -138,7 +143,10 @@ impl WalArchive {
     pub async fn put(&self, file: &WalFile) -> Result<PutOutcome, WalError> {
         file.check_owner(self.repository.stanza_info(), &self.repository.description())?;
         let object = self.repository.wal_name(file.name);
-        let (cipher, codec) = (self.repository.cipher(), self.repository.repository().frame_codec());
+        let (cipher, codec) = (
+            self.repository.cipher(),
+            self.repository.repository().frame_codec(),
+        );
         let (name, sealing) = (object.clone(), file.clone());
         let sealed = compute(move || object::seal(&cipher, &name, codec, &sealing))
             .await
@@ -194,7 +202,17 @@ impl WalArchive {
         let there = self.get(file.name).await?;
         // Removed between the two looks: nothing that an archive does to a segment that is just being stored.
         let there = there.ok_or_else(conflict)?;
-        if there.header.blake3 != file.blake3 || there.header.system_identifier != file.system_identifier {
+        let same_cluster = there.header.system_identifier == file.system_identifier;
+        if let (WalFileName::Partial(_), true) = (file.name, same_cluster) {
+            // What follows its end is whatever was there before: a standby and a receiver that were left at the same
+            // promotion have different ones. Neither is ever served as a segment.
+            if there.header.blake3 != file.blake3 {
+                tracing::warn!(
+                    "{} was archived by somebody else already; that one stays",
+                    file.name
+                );
+            }
+        } else if there.header.blake3 != file.blake3 || !same_cluster {
             return Err(conflict());
         }
         self.make_durable(object)?;

@@ -133,7 +133,11 @@ async fn facts(connection: &Connection) -> Result<Facts, StepError> {
         archive_mode: row.get(4),
         wal_level: row.get(5),
         // What the server shows while archive_mode is off.
-        archive_command: if command == "(disabled)" { String::new() } else { command },
+        archive_command: if command == "(disabled)" {
+            String::new()
+        } else {
+            command
+        },
         archive_library: row.get(7),
     })
 }
@@ -237,7 +241,9 @@ impl Procedure for ArchivingProcedure {
             && !other.is_empty()
             && other != command
         {
-            details = details.warning(format!("the archive_command that there is will be replaced: {other}"));
+            details = details.warning(format!(
+                "the archive_command that there is will be replaced: {other}"
+            ));
         }
         if self.needs_restart() {
             details = details.warning("the server is restarted: every session ends");
@@ -260,7 +266,12 @@ impl Procedure for ArchivingProcedure {
     }
 
     fn steps(&self) -> Vec<Box<dyn Step>> {
-        let step = |kind| Box::new(ArchivingStep { kind, procedure: self.clone() }) as Box<dyn Step>;
+        let step = |kind| {
+            Box::new(ArchivingStep {
+                kind,
+                procedure: self.clone(),
+            }) as Box<dyn Step>
+        };
         let mut steps = vec![step(Kind::Set)];
         if self.needs_restart() {
             steps.push(step(Kind::Restart));
@@ -280,7 +291,9 @@ impl Procedure for ArchivingProcedure {
                 Err(StepError::failed("the server does not archive as it was told to")
                     .hint("see which file sets archive_command: SELECT * FROM pg_file_settings"))
             }
-            Some(_) => Ok(vec!["the server archives with the new archive_command".to_owned()]),
+            Some(_) => Ok(vec![
+                "the server archives with the new archive_command".to_owned(),
+            ]),
             None if now.archive_mode != "off" => Err(StepError::failed("the server still archives")),
             None => Ok(vec!["the server does not archive any more".to_owned()]),
         }
@@ -398,7 +411,8 @@ impl ArchivingStep {
 
     async fn restart(&self) -> Result<(), StepError> {
         let control = self.procedure.inner.control.as_ref();
-        let control = control.ok_or_else(|| StepError::refused("it is not known how the server is restarted"))?;
+        let control =
+            control.ok_or_else(|| StepError::refused("it is not known how the server is restarted"))?;
         control.restart(StopMode::Fast, RESTART).await?;
         Ok(())
     }

@@ -52,7 +52,9 @@ pub enum WalError {
         expected: SegmentSize,
     },
     /// Another cluster's WAL.
-    #[error("{name} was written by cluster {found}, but stanza {stanza} in repository {repository} belongs to cluster {expected}")]
+    #[error(
+        "{name} was written by cluster {found}, but stanza {stanza} in repository {repository} belongs to cluster {expected}"
+    )]
     OtherCluster {
         /// The file's name.
         name: WalFileName,
@@ -66,7 +68,9 @@ pub enum WalError {
         expected: SystemIdentifier,
     },
     /// WAL of another major version.
-    #[error("{name} was written by PostgreSQL {found}, but stanza {stanza} in repository {repository} belongs to PostgreSQL {expected}")]
+    #[error(
+        "{name} was written by PostgreSQL {found}, but stanza {stanza} in repository {repository} belongs to PostgreSQL {expected}"
+    )]
     OtherVersion {
         /// The file's name.
         name: WalFileName,
@@ -238,8 +242,12 @@ impl Diagnose for WalError {
             Self::Framed { source, .. } => return source.hint(),
             Self::TooFew { source, .. } => return source.hint(),
             Self::Content { hint, .. } | Self::Unopened { hint, .. } => return hint.clone(),
-            Self::NotAFile { .. } => "give the path that PostgreSQL puts in place of %p: archive_command = 'pgmahout wal push %p'",
-            Self::Size { .. } => "a segment that is being written or was cut off cannot be archived; let PostgreSQL itself call `pgmahout wal push`",
+            Self::NotAFile { .. } => {
+                "give the path that PostgreSQL puts in place of %p: archive_command = 'pgmahout wal push %p'"
+            }
+            Self::Size { .. } => {
+                "a segment that is being written or was cut off cannot be archived; let PostgreSQL itself call `pgmahout wal push`"
+            }
             Self::OtherCluster { stanza, .. } => {
                 return Some(format!(
                     "each cluster needs a stanza of its own: `pgmahout repo init --stanza NAME`, and NAME as `stanza:` in the configuration that this server's archive_command uses; {stanza} is taken"
@@ -260,7 +268,9 @@ impl Diagnose for WalError {
                 "fetch it from another repository, or take a new backup; `pgmahout wal verify` looks for more"
             }
             Self::Absent { .. } => "`pgmahout wal list` shows what there is",
-            Self::Minimum { .. } => "lower wal.min_repositories, or configure the repositories that are missing",
+            Self::Minimum { .. } => {
+                "lower wal.min_repositories, or configure the repositories that are missing"
+            }
             Self::Slow { .. } => "look at the network and the storage; `wal.timeout` says how long to wait",
             Self::Io { source, .. } if source.kind() == io::ErrorKind::NotFound => {
                 "relative paths are taken from the current directory, which PostgreSQL sets to its data directory"

@@ -134,7 +134,11 @@ fn check_size(name: WalFileName, found: u64, expected: SegmentSize) -> Result<()
     if found == expected.bytes() {
         Ok(())
     } else {
-        Err(WalError::Size { name, found, expected })
+        Err(WalError::Size {
+            name,
+            found,
+            expected,
+        })
     }
 }
 

@@ -150,9 +150,14 @@ impl WalInventory {
     /// All files: segments, histories, backup histories, unfinished segments.
     pub fn files(&self) -> impl Iterator<Item = WalFileName> + '_ {
         let others = self.timelines.iter().flat_map(|wal| {
-            let history = wal.has_history.then_some(WalFileName::TimelineHistory(wal.timeline));
+            let history = wal
+                .has_history
+                .then_some(WalFileName::TimelineHistory(wal.timeline));
             let partials = wal.partials.iter().copied().map(WalFileName::Partial);
-            history.into_iter().chain(wal.backups.iter().copied()).chain(partials)
+            history
+                .into_iter()
+                .chain(wal.backups.iter().copied())
+                .chain(partials)
         });
         self.segments().map(WalFileName::Segment).chain(others)
     }
@@ -262,7 +267,12 @@ fn one_timeline(
             )),
         }
     }
-    let floor = head.and_then(|head| head.wal_floor.get(&timeline).copied());
+    let floor = head.and_then(|head| {
+        let kept = [&head.wal_floor, &head.wal_window];
+        kept.into_iter()
+            .filter_map(|floors| floors.get(&timeline).copied())
+            .max()
+    });
     let gaps = ranges
         .windows(2)
         .filter_map(|pair| {
@@ -341,7 +351,11 @@ mod tests {
         assert_eq!(wal.ranges[0].segments, 3);
         let gap = &wal.gaps[0];
         assert_eq!(
-            (gap.first.to_string().as_str(), gap.last.to_string().as_str(), gap.segments),
+            (
+                gap.first.to_string().as_str(),
+                gap.last.to_string().as_str(),
+                gap.segments
+            ),
             ("000000010000000100000001", "000000010000000100000002", 2)
         );
         assert_eq!(inventory.segments().count(), 4);
@@ -354,6 +368,25 @@ mod tests {
             inventory.missing([name("000000010000000100000000"), name("000000010000000100000001")]),
             [name("000000010000000100000001")]
         );
+    }
+
+    #[test]
+    fn what_a_collection_removed_between_old_backups_is_no_gap() {
+        let name = |text: &str| text.parse::<SegmentName>().expect("a name");
+        let nonce = "00".repeat(16).parse().expect("a nonce");
+        let mut head = Head::first(nonce, jiff::Timestamp::UNIX_EPOCH, "host");
+        head.wal_floor
+            .insert(TimelineId::FIRST, name("000000010000000000000003"));
+        head.wal_window
+            .insert(TimelineId::FIRST, name("000000010000000000000009"));
+        let listed = files(&[
+            "000000010000000000000003",
+            "000000010000000000000009",
+            "00000001000000000000000B",
+        ]);
+        let inventory = WalInventory::new(SegmentSize::DEFAULT, &listed, &BTreeMap::new(), Some(&head));
+        let gaps: Vec<SegmentName> = inventory.gaps().map(|gap| gap.first).collect();
+        assert_eq!(gaps, [name("00000001000000000000000A")]);
     }
 
     #[test]

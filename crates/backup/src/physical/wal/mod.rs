@@ -1,7 +1,7 @@
 //! The WAL archive: one object for each segment, named by timeline and segment alone, stored only where none is.
 //!
 //! * [`WalArchive`]: the archive of one stanza in one repository: has, get, put, list;
-//! * [`file`]: what a file of the server must be before it is archived;
+//! * [`mod@file`]: what a file of the server must be before it is archived;
 //! * [`inventory`]: ranges, gaps and branches of what is there;
 //! * [`push`]: from pg_wal into the repositories; [`fetch`]: back to the server; [`receive`]: by streaming replication;
 //! * [`verify`]: everything read back; [`enable`]: archiving turned on and off;

@@ -77,7 +77,11 @@ impl Destination {
     }
 
     /// Opens it at a stanza.
-    pub(super) async fn open(&self, stanza: &StanzaName, memory: &RepositoryMemory) -> Result<Place, WalError> {
+    pub(super) async fn open(
+        &self,
+        stanza: &StanzaName,
+        memory: &RepositoryMemory,
+    ) -> Result<Place, WalError> {
         let repository = Repository::open(self.settings.clone()).await?;
         let opened = PhysicalRepository::open_without_head(repository, stanza.clone(), memory).await?;
         let descriptor = opened

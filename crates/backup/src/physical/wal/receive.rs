@@ -24,7 +24,9 @@ use pgmahout_postgres::connection::replication::{
 };
 use pgmahout_postgres::params::{ConnectionParameters, HostTarget};
 use pgmahout_types::diagnostic::Diagnose;
-use pgmahout_types::{Lsn, SegmentName, SegmentSize, SystemIdentifier, TimelineHistory, TimelineId, WalFileName};
+use pgmahout_types::{
+    Lsn, SegmentName, SegmentSize, SystemIdentifier, TimelineHistory, TimelineId, WalFileName,
+};
 use tokio::sync::Notify;
 use tokio_util::sync::CancellationToken;
 
@@ -208,12 +210,14 @@ async fn one_connection(
         }
         replication.create_slot(&request.slot).await?;
     }
-    let (mut timeline, mut position) = match resume(&request.directory, server.size)? {
-        Some(here) => here,
-        None => {
-            let start = server.slot_start.unwrap_or(identity.flushed);
-            (timeline_at(&mut replication, identity.timeline, start).await?, start)
-        }
+    let (mut timeline, mut position) = if let Some(here) = resume(&request.directory, server.size)? {
+        here
+    } else {
+        let start = server.slot_start.unwrap_or(identity.flushed);
+        (
+            timeline_at(&mut replication, identity.timeline, start).await?,
+            start,
+        )
     };
     position = Lsn::new(position.as_u64() - u64::from(server.size.offset_of(position)));
     loop {
@@ -305,7 +309,7 @@ fn is_local(parameters: &ConnectionParameters) -> bool {
             .parse::<std::net::IpAddr>()
             .is_ok_and(|address| address.is_loopback() || is_own(address)),
         HostTarget::Name(_) => false,
-        _ => true,
+        HostTarget::Socket(_) => true,
     })
 }
 
@@ -473,11 +477,7 @@ async fn end_timeline(
     content.resize(receiver.size.bytes() as usize, 0);
     let file = WalFile::new(WalFileName::Partial(segment), content.into(), system)?;
     for archive in archives {
-        match archive.put(&file).await {
-            // The server's own archive_command was quicker; it may have more zeros or recycled bytes behind the end.
-            Ok(_) | Err(WalError::Conflict { .. }) => {}
-            Err(error) => return Err(error),
-        }
+        archive.put(&file).await?;
     }
     remove_durably(&path)?;
     Ok(())

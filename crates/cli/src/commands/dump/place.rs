@@ -115,7 +115,9 @@ pub(crate) fn find(settings: &Settings, wanted: &str) -> Result<RepositorySettin
 }
 
 /// A repository of the configuration file as the store knows it.
-pub(crate) fn configured_repository(configured: &settings::Repository) -> Result<RepositorySettings, Failure> {
+pub(crate) fn configured_repository(
+    configured: &settings::Repository,
+) -> Result<RepositorySettings, Failure> {
     let storage = match &configured.storage {
         settings::Storage::Local { path } => StorageSettings::Local { path: path.clone() },
         settings::Storage::S3 {

@@ -115,7 +115,7 @@ async fn run(args: CommonArgs, command: Option<String>, context: &Context) -> Re
     let enabling = command.is_some();
     let archiving = Archiving {
         server: context.connection(&args.connection)?,
-        control: control(&args.server, context).await?,
+        control: control(&args.server, context)?,
         destinations: if enabling {
             destinations(&args.repository, settings)?
         } else {
@@ -160,16 +160,15 @@ async fn run(args: CommonArgs, command: Option<String>, context: &Context) -> Re
             "The server archives its WAL: a new segment is in every repository and was read back. \
              Next: pgmahout backup create",
         ),
-        Ended::Done(_) => context.printer.line("The server does not archive its WAL any more."),
+        Ended::Done(_) => context
+            .printer
+            .line("The server does not archive its WAL any more."),
     }
     Ok(ExitStatus::SUCCESS)
 }
 
 /// How the server is restarted: its unit, its container, or pg_ctl.
-async fn control(
-    args: &DataDirectoryArgs,
-    context: &Context,
-) -> Result<Option<Box<dyn ServerControl>>, Failure> {
+fn control(args: &DataDirectoryArgs, context: &Context) -> Result<Option<Box<dyn ServerControl>>, Failure> {
     let server = &context.settings()?.server;
     if let Some(unit) = &server.unit {
         return Ok(Some(Box::new(Systemd::new(unit))));

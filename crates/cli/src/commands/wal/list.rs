@@ -1,5 +1,7 @@
 //! `pgmahout wal list`.
 
+use std::fmt::Write as _;
+
 use pgmahout_backup::physical::wal::inventory::TimelineWal;
 use pgmahout_backup::physical::wal::{WalArchive, WalInventory};
 use pgmahout_types::{Bytes, TimelineId};
@@ -69,7 +71,9 @@ pub(crate) async fn run(args: Args, context: &Context) -> Result<ExitStatus, Fai
             Bytes::new(inventory.stored_bytes()),
         ));
         if inventory.timelines.is_empty() {
-            context.printer.note("Nothing is archived yet; `pgmahout wal enable` begins.");
+            context
+                .printer
+                .note("Nothing is archived yet; `pgmahout wal enable` begins.");
             continue;
         }
         table(inventory, context);
@@ -83,7 +87,7 @@ fn table(inventory: &WalInventory, context: &Context) {
     for (depth, wal) in tree(inventory) {
         let mut label = format!("{}{}", "  ".repeat(depth), wal.timeline);
         if let Some(branch) = wal.parent {
-            label.push_str(&format!(" (from {} at {})", branch.timeline, branch.switchpoint));
+            let _ = write!(label, " (from {} at {})", branch.timeline, branch.switchpoint);
         }
         let mut note = Vec::new();
         if wal.timeline != TimelineId::FIRST && !wal.has_history {
@@ -121,7 +125,14 @@ fn table(inventory: &WalInventory, context: &Context) {
         }
         if let Some(label) = label {
             let dash = || "-".to_owned();
-            rows.push(vec![label, dash(), dash(), "0".to_owned(), dash(), notes.unwrap_or_default()]);
+            rows.push(vec![
+                label,
+                dash(),
+                dash(),
+                "0".to_owned(),
+                dash(),
+                notes.unwrap_or_default(),
+            ]);
         }
     }
     context.printer.table(

@@ -68,7 +68,9 @@ fn destinations(repository: &RepositoryArgs, settings: &Settings) -> Result<Vec<
     let chosen = repository.chosen(settings)?;
     Ok(chosen
         .into_iter()
-        .map(|chosen| Destination { settings: chosen.store })
+        .map(|chosen| Destination {
+            settings: chosen.store,
+        })
         .collect())
 }
 
@@ -79,9 +81,8 @@ fn jobs(settings: &Settings, destinations: &[Destination]) -> usize {
     }
     let cores = std::thread::available_parallelism().map_or(1, usize::from);
     // Over a network most of the time is waiting.
-    let is_remote = |destination: &Destination| {
-        !Path::new(&destination.settings.location().to_string()).is_absolute()
-    };
+    let is_remote =
+        |destination: &Destination| !Path::new(&destination.settings.location().to_string()).is_absolute();
     if destinations.iter().any(is_remote) {
         cores * 4
     } else {

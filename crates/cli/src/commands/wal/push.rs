@@ -44,7 +44,10 @@ pub(crate) async fn run(args: Args, context: &Context) -> Result<ExitStatus, Fai
     let destinations = destinations(&args.repository, settings)?;
     let state = state_directory(&args.path);
     let ledger = Some(PushLedger::new(&state, &stanza));
-    if let Some(destination) = destinations.iter().find(|destination| destination.has_passphrase()) {
+    if let Some(destination) = destinations
+        .iter()
+        .find(|destination| destination.has_passphrase())
+    {
         remind_of_key_file(context, &state, &destination.name());
     }
     let wal = &settings.wal;

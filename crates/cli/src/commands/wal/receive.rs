@@ -55,13 +55,14 @@ pub(crate) async fn run(args: Args, context: &Context) -> Result<ExitStatus, Fai
     let settings = context.settings()?;
     let stanza = args.repository.stanza(settings)?;
     let configured = &settings.wal.receive;
-    let directory = match args.directory.or_else(|| configured.directory.clone()) {
-        Some(directory) => directory,
-        None => {
+    let given = args.directory.or_else(|| configured.directory.clone());
+    let directory = given.map_or_else(
+        || {
             let state = StateDirectory::locate()?;
-            state.path().join("wal").join(stanza.as_str()).join("receive")
-        }
-    };
+            Ok::<_, Failure>(state.path().join("wal").join(stanza.as_str()).join("receive"))
+        },
+        Ok,
+    )?;
     let mut server = context.connection(&args.connection)?;
     server.application_name = Some("pgmahout".to_owned());
     let request = ReceiveRequest {

@@ -42,7 +42,10 @@ pub(crate) async fn run(args: Args, context: &Context) -> Result<ExitStatus, Fai
     let contradictions = contradictions(&found);
     let sound = contradictions.is_empty() && found.iter().all(|(_, verified)| verified.is_sound());
     if context.printer.wants_json() {
-        let repositories: Vec<_> = found.iter().map(|(name, verified)| to_json(name, verified)).collect();
+        let repositories: Vec<_> = found
+            .iter()
+            .map(|(name, verified)| to_json(name, verified))
+            .collect();
         context.printer.json(&json!({
             "schema_version": 1,
             "passed": sound,
@@ -54,9 +57,9 @@ pub(crate) async fn run(args: Args, context: &Context) -> Result<ExitStatus, Fai
             print(context, name, verified);
         }
         for name in &contradictions {
-            context
-                .printer
-                .line(&format!("{name}: the repositories hold different files of this name"));
+            context.printer.line(&format!(
+                "{name}: the repositories hold different files of this name"
+            ));
         }
     }
     Ok(if sound { ExitStatus::SUCCESS } else { ExitStatus(1) })
@@ -101,7 +104,11 @@ fn to_json(name: &str, verified: &WalVerification) -> serde_json::Value {
 fn print(context: &Context, name: &str, verified: &WalVerification) {
     let printer = &context.printer;
     for (file, error) in &verified.problems {
-        printer.line(&format!("{} {file}: {}", printer.palette().bad("bad"), text(error)));
+        printer.line(&format!(
+            "{} {file}: {}",
+            printer.palette().bad("bad"),
+            text(error)
+        ));
     }
     for gap in verified.inventory.gaps() {
         let reason = gap.reason.as_deref().map(|reason| format!(" ({reason})"));

@@ -95,7 +95,10 @@ pub enum FetchOutcome {
 /// # Errors
 ///
 /// When it is not known whether the file exists, or it cannot be read or written.
-pub async fn fetch(request: &FetchRequest, cancellation: &CancellationToken) -> Result<FetchOutcome, WalError> {
+pub async fn fetch(
+    request: &FetchRequest,
+    cancellation: &CancellationToken,
+) -> Result<FetchOutcome, WalError> {
     if let WalFileName::Segment(segment) = request.name
         && let Some(fetched) = from_spool(request, segment).await
     {
@@ -331,7 +334,10 @@ fn settle(request: &FetchRequest, segment: SegmentName, size: SegmentSize, segme
 /// another one is left alone.
 fn pause(request: &FetchRequest, segment: SegmentName, size: SegmentSize) {
     let timeline = segment.timeline();
-    let is_other = request.spool.window().is_some_and(|last| last.timeline != timeline);
+    let is_other = request
+        .spool
+        .window()
+        .is_some_and(|last| last.timeline != timeline);
     if let (false, true, Ok(number)) = (is_other, request.prefetch > 0, segment.number(size)) {
         request.spool.set_window(Window {
             timeline,

@@ -75,7 +75,10 @@ fn data_directory(arguments: &[OsString], rest: &[OsString]) -> PathBuf {
             if let Some(value) = arguments.get(at + 1) {
                 return PathBuf::from(value);
             }
-        } else if let Some(value) = argument.to_str().and_then(|text| text.strip_prefix("--data-dir=")) {
+        } else if let Some(value) = argument
+            .to_str()
+            .and_then(|text| text.strip_prefix("--data-dir="))
+        {
             return PathBuf::from(value);
         }
     }
@@ -103,7 +106,12 @@ mod tests {
 
     #[test]
     fn in_a_recovery_nothing_but_proven_absence_is_below_126() {
-        for outcome in [Outcome::Failed, Outcome::Usage, Outcome::Refused, Outcome::Interrupted] {
+        for outcome in [
+            Outcome::Failed,
+            Outcome::Usage,
+            Outcome::Refused,
+            Outcome::Interrupted,
+        ] {
             assert!(RecoveryMode::Recovery.status(outcome) >= 126);
             assert!(RecoveryMode::None.status(outcome) >= 126);
         }
@@ -127,7 +135,11 @@ mod tests {
             format!("pgmahout --config /nowhere wal fetch --data-dir {path} X Y Z"),
             format!("pgmahout wal fetch X --data-dir={path}"),
         ] {
-            assert_eq!(of_arguments(&arguments(&line)), Some(RecoveryMode::Recovery), "{line}");
+            assert_eq!(
+                of_arguments(&arguments(&line)),
+                Some(RecoveryMode::Recovery),
+                "{line}"
+            );
         }
         assert_eq!(of_arguments(&arguments("pgmahout wal push fetch")), None);
         assert_eq!(of_arguments(&arguments("pgmahout wal fetch --help")), None);

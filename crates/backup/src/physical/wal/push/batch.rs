@@ -78,7 +78,10 @@ impl Batch<'_> {
                 // Which no other repository makes good.
                 Err(error) if error.is_refusal() => return Err(error),
                 Err(error) => {
-                    owing.push((format!("repository {}", target.destination.name()), error.to_string()));
+                    owing.push((
+                        format!("repository {}", target.destination.name()),
+                        error.to_string(),
+                    ));
                     owed.push(target.destination.name());
                     first_error.get_or_insert(error);
                 }
@@ -216,7 +219,9 @@ impl Batch<'_> {
 
     /// Brings to repositories that were down what others have, so many files.
     pub(super) async fn fill(&self, most: usize) -> Vec<String> {
-        let Some(ledger) = self.ledger else { return Vec::new() };
+        let Some(ledger) = self.ledger else {
+            return Vec::new();
+        };
         let mut problems = Vec::new();
         for target in self.targets {
             let Some(place) = target.place() else { continue };
@@ -228,10 +233,7 @@ impl Batch<'_> {
                         }
                     }
                     Err(error) => {
-                        problems.push(format!(
-                            "{name} is not yet in repository {}: {error}",
-                            place.name
-                        ));
+                        problems.push(format!("{name} is not yet in repository {}: {error}", place.name));
                         break;
                     }
                 }

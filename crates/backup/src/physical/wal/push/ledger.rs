@@ -81,7 +81,9 @@ impl PushLedger {
     /// The record of this very content under this name.
     pub(super) fn find(&self, file: &WalFile) -> Option<Pushed> {
         self.read().into_iter().rev().find(|pushed| {
-            pushed.name == file.name && pushed.blake3 == file.blake3 && pushed.system == file.system_identifier
+            pushed.name == file.name
+                && pushed.blake3 == file.blake3
+                && pushed.system == file.system_identifier
         })
     }
 
@@ -109,7 +111,9 @@ impl PushLedger {
     /// Makes the list durable, and cuts it where it has grown long.
     pub(super) fn settle(&self) -> Result<(), WalError> {
         let path = self.pushed();
-        let Ok(file) = fs::File::open(&path) else { return Ok(()) };
+        let Ok(file) = fs::File::open(&path) else {
+            return Ok(());
+        };
         let failed = |source| WalError::Io {
             doing: "fsync",
             path: path.clone(),
@@ -199,7 +203,15 @@ pub fn ready_in(pg_wal: &Path) -> Vec<WalFileName> {
         return Vec::new();
     };
     let mut names: Vec<WalFileName> = entries
-        .filter_map(|entry| entry.ok()?.file_name().to_str()?.strip_suffix(".ready")?.parse().ok())
+        .filter_map(|entry| {
+            entry
+                .ok()?
+                .file_name()
+                .to_str()?
+                .strip_suffix(".ready")?
+                .parse()
+                .ok()
+        })
         .collect();
     names.sort_unstable();
     names

@@ -1,7 +1,7 @@
 //! `wal push`: from pg_wal into the repositories.
 //!
 //! PostgreSQL calls it for one file after the other. When several segments wait, one call stores many of them,
-//! several at once, and notes each ([`ledger`]). The calls that follow hash their file again, find the note and
+//! several at once, and notes each. The calls that follow hash their file again, find the note and
 //! return. A note holds the content's digest: a name that comes again with other content after a restore is pushed
 //! as if it had never been.
 //!
@@ -120,7 +120,13 @@ pub async fn push(request: &PushRequest, cancellation: &CancellationToken) -> Re
     }
     let deadline = Instant::now() + request.timeout;
     let mut targets = Vec::new();
-    let opened = join_all(request.destinations.iter().map(|destination| open(destination, request))).await;
+    let opened = join_all(
+        request
+            .destinations
+            .iter()
+            .map(|destination| open(destination, request)),
+    )
+    .await;
     for (destination, opened) in request.destinations.iter().zip(opened) {
         targets.push(Target::new(destination.clone(), opened));
     }
