@@ -29,6 +29,10 @@ const ANSWER_TIMEOUT: Duration = Duration::from_secs(7);
 /// How long an ended session is waited for before another is opened in its place.
 const ENDING_TIMEOUT: Duration = Duration::from_millis(250);
 
+/// How long a backend that has gone from `pg_stat_activity` still counts as a connection, at most, on a machine
+/// that is not overloaded.
+const LEAVING: Duration = Duration::from_millis(2);
+
 /// Settings that every session gets when it connects.
 const SESSION_SETTINGS: &str =
     "-c lock_timeout=500ms -c statement_timeout=5s -c default_transaction_read_only=on";
@@ -265,6 +269,9 @@ impl Sessions {
             {
                 tokio::time::sleep(Duration::from_millis(1)).await;
             }
+            // A backend takes its name off pg_stat_activity before it leaves the list by which connections are
+            // counted: exit callbacks run last in, first out (`InitPostgres`, `shmem_exit`).
+            tokio::time::sleep(LEAVING).await;
         };
         // Not ended in time: then there is a fourth for a moment, which harms less than no answer.
         let _ = tokio::time::timeout(ENDING_TIMEOUT, wait).await;
