@@ -119,6 +119,20 @@ impl ControlFile {
         layout::parse(bytes)
     }
 
+    /// The same file with a checkpoint where no WAL ever was: a server that does not find in `backup_label` where
+    /// to begin finds no beginning at all.
+    ///
+    /// A restored directory without its `backup_label` would otherwise begin at a checkpoint from after the start
+    /// of the backup, and be corrupt without a word. Where there is a label the server takes the checkpoint that
+    /// the label names, and writes that one into the file (`InitWalRecovery` in
+    /// `src/backend/access/transam/xlogrecovery.c`).
+    ///
+    /// # Errors
+    /// As [`ControlFile::parse`].
+    pub fn without_checkpoint(bytes: &[u8]) -> Result<Vec<u8>, ControlFileError> {
+        layout::without_checkpoint(bytes)
+    }
+
     /// The major version that the catalogs are of; `None` for development versions and for those older than 14.
     ///
     /// Major versions never change their catalog version after release (`src/include/catalog/catversion.h`).

@@ -191,6 +191,25 @@ fn parse_checkpoint(fields: &mut Fields<'_>, format: Format) -> Result<Checkpoin
     Ok(checkpoint)
 }
 
+/// Where the location of the checkpoint stands, in every version.
+const CHECKPOINT_LOCATION: usize = 32;
+
+/// In segment 0, which no cluster has: WAL begins with segment 1. A record could begin there, which is all that the
+/// server asks of the number when it starts (`XRecOffIsValid`).
+const NOWHERE: Lsn = Lsn::new(0x28);
+
+pub(super) fn without_checkpoint(bytes: &[u8]) -> Result<Vec<u8>, ControlFileError> {
+    let control = parse(bytes)?;
+    let version = control.control_version;
+    let format = Format::from_version(version).ok_or(ControlFileError::Version { version })?;
+    let mut changed = bytes.to_vec();
+    let checked = format.checksum_offset();
+    changed[CHECKPOINT_LOCATION..][..8].copy_from_slice(&NOWHERE.as_u64().to_le_bytes());
+    let checksum = crc32c::crc32c(&changed[..checked]);
+    changed[checked..][..4].copy_from_slice(&checksum.to_le_bytes());
+    Ok(changed)
+}
+
 fn verify_checksum(bytes: &[u8], format: Format) -> Result<(), ControlFileError> {
     let offset = format.checksum_offset();
     let stored = Fields {

@@ -298,6 +298,27 @@ fn sample(version: u32) -> ControlFile {
 }
 
 #[test]
+fn a_file_without_its_checkpoint_is_otherwise_the_same() {
+    for version in [1300, 1700, 1800] {
+        let control = sample(version);
+        let bytes = ControlFile::without_checkpoint(&encode(&control)).expect("a whole one");
+        let changed = ControlFile::parse(&bytes).expect("its checksum is right");
+        // No segment of any size has number 0, and the place is one where a record could begin.
+        assert!(changed.checkpoint_location.as_u64() < SegmentSize::MIN.bytes());
+        assert!(changed.checkpoint_location.as_u64() % 8192 >= 24);
+        let checkpoint_location = control.checkpoint_location;
+        assert_eq!(
+            ControlFile {
+                checkpoint_location,
+                ..changed
+            },
+            control
+        );
+    }
+    assert!(ControlFile::without_checkpoint(&[0; 100]).is_err());
+}
+
+#[test]
 fn a_truncated_file_of_any_length_is_refused() {
     let bytes = encode(&sample(1800));
     for length in 0..bytes.len() {
