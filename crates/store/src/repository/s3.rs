@@ -2,11 +2,11 @@
 //!
 //! # Trying again
 //!
-//! There are clients of three kinds of patience. Reading, putting and completing an upload use one that
-//! never repeats a request by itself, because we do it here: a range goes on where it broke off, and a create
-//! or completion whose answer was lost is decided by looking. Parts of uploads use one that repeats (5xx, 429,
-//! lost connections, time-outs) with jitter for as long as [`Patience::retry`] says. Questions (`head`,
-//! `list`, `check`) give up after 15 s, so that a wrong endpoint is told at once.
+//! Reading, putting, asking and completing an upload use a client that never repeats a request by itself,
+//! because we do it here: what broke off goes on from there, and a create or completion whose answer was lost is
+//! decided by looking. Parts of uploads use one that repeats (5xx, 429, lost connections, time-outs) with jitter.
+//! All go on for as long as [`Patience::retry`] says, but for questions to a server that has not answered yet:
+//! see `question`.
 //!
 //! # Create only
 //!
@@ -24,20 +24,19 @@
 mod answer;
 mod download;
 mod put;
+mod question;
 mod range;
 mod upload;
 
 use std::sync::Arc;
+use std::sync::atomic::AtomicBool;
 use std::time::{Duration, SystemTime};
 
 use aws_lc_rs::rand;
-use bytes::Bytes;
-use futures::StreamExt;
 use object_store::aws::{AmazonS3, AmazonS3Builder};
 use object_store::path::Path;
 use object_store::{
-    BackoffConfig, Certificate, ClientOptions, HeaderMap, HeaderValue, ObjectMeta, ObjectStore,
-    ObjectStoreExt, RetryConfig,
+    BackoffConfig, Certificate, ClientOptions, HeaderMap, HeaderValue, ObjectMeta, RetryConfig,
 };
 use tokio::time::{Instant, sleep};
 use tokio_util::sync::CancellationToken;
@@ -53,7 +52,6 @@ use crate::repository::settings::Patience;
 
 /// Where AWS's machines ask for their role (Amazon EC2 user guide, "Instance metadata").
 const METADATA_SERVICE: &str = "169.254.169.254";
-const QUESTION_PATIENCE: Duration = Duration::from_secs(15);
 /// How many times as long as an ordinary request one of up to 64 MiB may take: a part of an upload has 8.
 const BULK_PATIENCE: u32 = 8;
 const FIRST_PAUSE: Duration = Duration::from_millis(200);
@@ -71,8 +69,6 @@ pub(super) struct S3Store {
     once: AmazonS3,
     /// Repeats for as long as the settings say.
     patient: AmazonS3,
-    /// Repeats for a short time.
-    brief: AmazonS3,
     /// Never repeats a request, and gives it the longer: for large objects in one piece.
     bulk: AmazonS3,
     /// Never repeats a request, and every request carries `If-None-Match: *`: for completing uploads.
@@ -83,6 +79,8 @@ pub(super) struct S3Store {
     repository: String,
     patience: Patience,
     throttle: Throttle,
+    /// Whether the last question was answered.
+    answers: AtomicBool,
 }
 
 impl std::fmt::Debug for S3Store {
@@ -212,11 +210,6 @@ impl S3Store {
                     .clone()
                     .with_timeout(request.saturating_mul(BULK_PATIENCE)),
             )?,
-            brief: build(
-                usize::MAX,
-                retry.min(QUESTION_PATIENCE),
-                &options.clone().with_timeout(request.min(QUESTION_PATIENCE)),
-            )?,
             creating: build(
                 0,
                 Duration::ZERO,
@@ -227,6 +220,7 @@ impl S3Store {
             repository,
             patience: settings.patience,
             throttle,
+            answers: AtomicBool::new(false),
         })
     }
 
@@ -278,108 +272,6 @@ impl S3Store {
         }
     }
 
-    pub(super) async fn get_bytes(&self, name: &str, limit: u64) -> Result<Bytes, StoreError> {
-        let failed = |error| self.error(Action::Read, name, &error);
-        let result = self.brief.get(&self.path(name)).await.map_err(failed)?;
-        self.throttle.take(result.meta.size.min(limit) as usize).await;
-        if result.meta.size > limit {
-            return Err(StoreError::TooLarge {
-                subject: self.subject(Action::Read, name),
-                limit,
-            });
-        }
-        result.bytes().await.map_err(failed)
-    }
-
-    async fn meta(&self, action: Action, name: &str) -> Result<Option<ObjectMeta>, StoreError> {
-        match self.brief.head(&self.path(name)).await {
-            Ok(meta) => Ok(Some(meta)),
-            Err(object_store::Error::NotFound { .. }) => Ok(None),
-            Err(error) => {
-                let error = self.error(action, name, &error);
-                // The answer to a HEAD has no body, so a wrong key looks like a missing right: ask otherwise.
-                if matches!(error, StoreError::PermissionDenied { .. }) {
-                    let listed = self
-                        .brief
-                        .list(Some(&self.path("pgmahout-question")))
-                        .next()
-                        .await;
-                    if let Some(Err(clearer)) = listed {
-                        let clearer = self.error(action, name, &clearer);
-                        if !matches!(clearer, StoreError::PermissionDenied { .. }) {
-                            return Err(clearer);
-                        }
-                    }
-                }
-                Err(error)
-            }
-        }
-    }
-
-    pub(super) async fn head(&self, name: &str) -> Result<Option<ObjectEntry>, StoreError> {
-        Ok(self.meta(Action::Look, name).await?.map(|meta| ObjectEntry {
-            name: name.to_owned(),
-            ..self.entry(&meta)
-        }))
-    }
-
-    /// Pages of all objects below a prefix, by name.
-    pub(super) async fn list_each(
-        &self,
-        prefix: &str,
-        mut each: impl FnMut(Vec<ObjectEntry>) -> Result<(), StoreError>,
-    ) -> Result<(), StoreError> {
-        let path = self.path(prefix);
-        let under = (!path.as_ref().is_empty()).then_some(&path);
-        let mut pages = self.brief.list(under).ready_chunks(LISTING_PAGE);
-        while let Some(page) = pages.next().await {
-            let mut entries = Vec::with_capacity(page.len());
-            for meta in page {
-                let entry = self.entry(&meta.map_err(|error| self.error(Action::List, prefix, &error))?);
-                if super::name::check(&entry.name).is_ok() {
-                    entries.push(entry);
-                }
-            }
-            let page = entries;
-            if !page.is_empty() {
-                each(page)?;
-            }
-        }
-        Ok(())
-    }
-
-    /// Deletes; `false` when there was nothing to delete.
-    pub(super) async fn delete(&self, name: &str) -> Result<bool, StoreError> {
-        // S3 answers a deletion with success whether or not the object was there.
-        if self.meta(Action::Delete, name).await?.is_none() {
-            return Ok(false);
-        }
-        match self.brief.delete(&self.path(name)).await {
-            Ok(()) => Ok(true),
-            Err(object_store::Error::NotFound { .. }) => Ok(false),
-            Err(error) => Err(self.error(Action::Delete, name, &error)),
-        }
-    }
-
-    /// Deletes many, some at a time, without asking whether they are there. What failed does not keep the
-    /// others.
-    pub(super) async fn delete_many(&self, names: &[String]) -> Result<(), StoreError> {
-        let deletions = names
-            .iter()
-            .map(async |name| match self.brief.delete(&self.path(name)).await {
-                Ok(()) | Err(object_store::Error::NotFound { .. }) => Ok(()),
-                Err(error) => Err(self.error(Action::Delete, name, &error)),
-            });
-        let mut deletions = futures::stream::iter(deletions).buffer_unordered(DELETIONS);
-        let mut first_error = None;
-        while let Some(deleted) = deletions.next().await {
-            if let Err(error) = deleted {
-                first_error.get_or_insert(error);
-            }
-        }
-        first_error.map_or(Ok(()), Err)
-    }
-
     /// One object to read parts of; nothing is asked yet.
     pub(super) fn open_random(self: &Arc<Self>, name: &str) -> RangeSource {
         RangeSource::new(Arc::clone(self), name)
@@ -423,11 +315,6 @@ impl S3Store {
         Ok((S3Reader::new(Arc::clone(self), name, &meta, cancellation), entry))
     }
 }
-
-/// Entries that a listing gives at a time.
-const LISTING_PAGE: usize = 1000;
-/// Deletions under way at a time.
-const DELETIONS: usize = 16;
 
 /// With an endpoint and the bucket in the host's name, the client wants the whole host.
 fn virtual_host(endpoint: &str, settings: &S3Settings) -> String {

@@ -52,9 +52,16 @@ impl S3Store {
         let mut pauses = Pauses::new(self.patience.retry);
         loop {
             let put = client.put(&path, PutPayload::from_bytes(bytes.clone())).await;
-            let Err(answered) = put else { return Ok(()) };
+            let Err(answered) = put else {
+                self.note_answer(true);
+                return Ok(());
+            };
             let error = self.error(Action::Write, name, &answered);
-            if !error.is_retryable() || !pauses.pause().await {
+            if !error.is_retryable() {
+                return Err(error);
+            }
+            if !pauses.pause().await {
+                self.note_answer(false);
                 return Err(error);
             }
         }
@@ -78,7 +85,10 @@ impl S3Store {
             let put = client
                 .put_opts(&path, PutPayload::from_bytes(bytes.clone()), options)
                 .await;
-            let Err(answered) = put else { return Ok(()) };
+            let Err(answered) = put else {
+                self.note_answer(true);
+                return Ok(());
+            };
             if answer::is_not_implemented(&answered) {
                 let subject = self.subject(Action::Write, name);
                 if only_conditional {
@@ -97,6 +107,7 @@ impl S3Store {
                 error if error.is_retryable() => {
                     may_be_ours = true;
                     if !pauses.pause().await {
+                        self.note_answer(false);
                         return self.decide(name, &bytes, error).await;
                     }
                 }

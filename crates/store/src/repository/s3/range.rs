@@ -14,13 +14,13 @@ use crate::repository::random::too_short;
 
 /// What tells an object from one that was put in its place.
 #[derive(Debug, Clone, PartialEq, Eq)]
-struct Identity {
-    tag: Option<String>,
-    size: u64,
+pub(super) struct Identity {
+    pub(super) tag: Option<String>,
+    pub(super) size: u64,
 }
 
 impl Identity {
-    fn of(meta: &ObjectMeta) -> Self {
+    pub(super) fn of(meta: &ObjectMeta) -> Self {
         Self {
             tag: meta.e_tag.clone(),
             size: meta.size,
@@ -148,6 +148,7 @@ impl RangeSource {
             *pauses = Pauses::new(self.store.patience.retry);
         }
         if !pauses.pause().await {
+            self.store.note_answer(false);
             return Err(error);
         }
         tracing::debug!(%error, object = self.name(), "reading goes on where it broke off");

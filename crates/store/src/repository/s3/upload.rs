@@ -292,10 +292,9 @@ impl S3Writer {
         self.runtime.spawn(async move {
             // A part that arrives after the abort would stay.
             while uploading.join_next().await.is_some() {}
-            let aborted = store.brief.abort_multipart(&store.path(&name), &upload).await;
-            let result = match aborted {
-                Ok(()) | Err(object_store::Error::NotFound { .. }) => Ok(()),
-                Err(error) => Err(store.error(Action::Delete, &name, &error)),
+            let result = match store.abort(&name, &upload).await {
+                Err(error) if !error.is_not_found() => Err(error),
+                _ => Ok(()),
             };
             // Nobody may be waiting any more.
             let _ = sender.send(result);
