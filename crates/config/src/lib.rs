@@ -17,6 +17,7 @@ mod print;
 mod problem;
 pub mod quantity;
 pub mod scalar;
+pub mod schedule;
 pub mod secret;
 mod section;
 pub mod settings;

@@ -25,7 +25,7 @@ mod wal;
 pub use backup::{Backup, Checkpoint, ReadFilter};
 pub use checks::{Checks, CustomCheck, Probe, Threshold, ValueUnit};
 pub use dump::{Assertion, Counts, Dump, DumpFormat};
-pub use repository::{Codec, Compression, Encryption, Repository, Retention, Storage};
+pub use repository::{Codec, Compression, Encryption, Repository, Retention, Storage, Timeouts};
 pub use wal::{Prefetch, Receive, Spool, Wal};
 
 pub(crate) use backup::read as read_backup;

@@ -6,6 +6,7 @@ use std::time::Duration;
 use serde::{Serialize, Serializer};
 
 use crate::quantity::{serialize_duration, serialize_size};
+use crate::schedule::Schedule;
 use crate::section::{Problems, Section};
 
 use super::dump::{Assertion, read_assertions};
@@ -44,7 +45,7 @@ pub struct Backup {
     /// How to begin.
     pub checkpoint: Checkpoint,
     /// When, as five fields of cron.
-    pub schedule: Option<String>,
+    pub schedule: Option<Schedule>,
     /// Whether to read a standby's files.
     pub from_standby: bool,
     /// Whether to take the files through the replication protocol.
@@ -89,7 +90,7 @@ pub(crate) fn read(root: &Section<'_>, problems: &Problems) -> Backup {
             )
             .unwrap_or_default(),
         schedule: section.read("schedule", "five fields of cron, such as \"0 2 * * *\"", |text| {
-            is_schedule(text).then(|| text.to_owned())
+            text.parse().ok()
         }),
         from_standby: section.boolean("from_standby").unwrap_or(false),
         remote: section.boolean("remote").unwrap_or(false),
@@ -122,78 +123,4 @@ pub(crate) fn read(root: &Section<'_>, problems: &Problems) -> Backup {
     }
     section.finish();
     backup
-}
-
-/// Five fields of cron: minute, hour, day of the month, month, day of the week; numbers with `*`, `,`, `-`
-/// and `/`, months and days also by their first three letters.
-fn is_schedule(text: &str) -> bool {
-    const RANGES: [(u32, u32, &[&str]); 5] = [
-        (0, 59, &[]),
-        (0, 23, &[]),
-        (1, 31, &[]),
-        (
-            1,
-            12,
-            &[
-                "jan", "feb", "mar", "apr", "may", "jun", "jul", "aug", "sep", "oct", "nov", "dec",
-            ],
-        ),
-        (0, 7, &["sun", "mon", "tue", "wed", "thu", "fri", "sat"]),
-    ];
-    let fields: Vec<&str> = text.split_whitespace().collect();
-    fields.len() == RANGES.len()
-        && fields.iter().zip(RANGES).all(|(field, (low, high, names))| {
-            let one = |value: &str| -> Option<u32> {
-                if let Some(at) = names.iter().position(|name| value.eq_ignore_ascii_case(name)) {
-                    return u32::try_from(at).ok().map(|at| at + low);
-                }
-                value.parse().ok().filter(|number| (low..=high).contains(number))
-            };
-            field.split(',').all(|part| {
-                let (range, step) = match part.split_once('/') {
-                    Some((range, step)) => (range, step.parse::<u32>().is_ok_and(|step| step > 0)),
-                    None => (part, true),
-                };
-                let fits = range == "*"
-                    || match range.split_once('-') {
-                        Some((from, to)) => {
-                            matches!((one(from), one(to)), (Some(from), Some(to)) if from <= to)
-                        }
-                        None => one(range).is_some(),
-                    };
-                fits && step
-            })
-        })
-}
-
-#[cfg(test)]
-mod tests {
-    use super::is_schedule;
-
-    #[test]
-    fn a_schedule_has_five_fields_of_cron() {
-        for good in [
-            "0 2 * * *",
-            "*/15 0-6 1,15 * mon-fri",
-            "59 23 31 12 7",
-            "0 0 * JAN sun",
-        ] {
-            assert!(is_schedule(good), "{good}");
-        }
-        for bad in [
-            "",
-            "0 2 * *",
-            "0 2 * * * *",
-            "60 2 * * *",
-            "0 24 * * *",
-            "0 2 0 * *",
-            "0 2 * 13 *",
-            "5-1 * * * *",
-            "*/0 * * * *",
-            "@daily",
-            "a b c d e",
-        ] {
-            assert!(!is_schedule(bad), "{bad}");
-        }
-    }
 }

@@ -68,7 +68,24 @@ pub enum Storage {
         session_token: Option<SecretReference>,
         /// A file of CA certificates, trusted beside the system's.
         ca_cert: Option<PathBuf>,
+        /// How long to wait for it.
+        #[serde(flatten)]
+        timeouts: Timeouts,
     },
+}
+
+/// How long to wait for an S3 server; its defaults where nothing is said.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq, Serialize)]
+pub struct Timeouts {
+    /// For one request, an upload included.
+    #[serde(rename = "request_timeout", serialize_with = "serialize_duration")]
+    pub request: Option<Duration>,
+    /// For the next bytes of an answer.
+    #[serde(rename = "stall_timeout", serialize_with = "serialize_duration")]
+    pub stall: Option<Duration>,
+    /// For all attempts of one request together.
+    #[serde(rename = "retry_timeout", serialize_with = "serialize_duration")]
+    pub retry: Option<Duration>,
 }
 
 /// A way to compress.
@@ -329,6 +346,11 @@ fn read_one(section: &Section<'_>) -> Option<Repository> {
             let secret_key = section.secret("secret_key");
             let session_token = section.secret("session_token");
             let ca_cert = section.path("ca_cert");
+            let timeouts = Timeouts {
+                request: section.duration("request_timeout"),
+                stall: section.duration("stall_timeout"),
+                retry: section.duration("retry_timeout"),
+            };
             Storage::S3 {
                 bucket: bucket?,
                 prefix: prefix.trim_matches('/').to_owned(),
@@ -339,6 +361,7 @@ fn read_one(section: &Section<'_>) -> Option<Repository> {
                 secret_key,
                 session_token,
                 ca_cert,
+                timeouts,
             }
         }
     };
