@@ -4,7 +4,7 @@
 
 mod fault;
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 use std::net::SocketAddr;
 use std::path::{Path, PathBuf};
 use std::sync::{Arc, Mutex, PoisonError};
@@ -37,6 +37,8 @@ pub struct S3Server {
 struct Shared {
     faults: Faults,
     requests: Mutex<Vec<Request>>,
+    /// What listings show, where they are behind.
+    listed: Mutex<Option<BTreeSet<String>>>,
     /// Conditional writes are carried out one at a time, as S3 does: s3s-fs looks first and writes then.
     conditional: tokio::sync::Mutex<()>,
 }
@@ -125,6 +127,29 @@ impl S3Server {
         self.shared.faults.add(rule);
     }
 
+    /// Makes `percent` of all requests fail from now on, each with one of these faults; the seed decides which.
+    /// Bodies are cut and held up before the byte that the fault names.
+    pub fn fail_at_random(&self, seed: u64, percent: u64, faults: &[Fault]) {
+        self.shared.faults.set_weather(seed, percent, faults);
+    }
+
+    /// How many requests have failed so far.
+    pub fn failed(&self) -> usize {
+        self.shared.faults.failed()
+    }
+
+    /// Listings show from now on only what the bucket holds at this moment: S3-compatible servers that replicate may
+    /// be behind. Reading an object by its name is not affected. [`fresh_listings`](Self::fresh_listings) ends it.
+    pub fn stale_listings(&self) {
+        let keys = self.keys().into_iter().collect();
+        *self.shared.listed.lock().unwrap_or_else(PoisonError::into_inner) = Some(keys);
+    }
+
+    /// Listings show everything again.
+    pub fn fresh_listings(&self) {
+        *self.shared.listed.lock().unwrap_or_else(PoisonError::into_inner) = None;
+    }
+
     /// Forgets all faults. Requests that hang go on hanging.
     pub fn clear_faults(&self) {
         self.shared.faults.clear();
@@ -195,6 +220,15 @@ async fn answer(
 ) -> Result<hyper::Response<Answer>, std::io::Error> {
     let recorded = Request::of(&request);
     let fault = shared.faults.take(&recorded.method, &recorded.target);
+    let listed = if recorded.method == "GET" && recorded.target.contains("list-type=") {
+        shared
+            .listed
+            .lock()
+            .unwrap_or_else(PoisonError::into_inner)
+            .clone()
+    } else {
+        None
+    };
     let is_conditional = recorded.headers.contains_key("if-none-match");
     shared
         .requests
@@ -222,7 +256,41 @@ async fn answer(
     if fault == Some(Fault::LoseAnswer) {
         return Err(std::io::ErrorKind::ConnectionReset.into());
     }
-    Ok(response.map(|body| Answer::new(body, cut)))
+    let Some(listed) = listed else {
+        return Ok(response.map(|body| Answer::new(body, cut)));
+    };
+    let (mut parts, mut body) = response.into_parts();
+    let whole = body
+        .store_all_limited(64 << 20)
+        .await
+        .map_err(std::io::Error::other)?;
+    let shown = without_newer(&String::from_utf8_lossy(&whole), &listed);
+    parts.headers.remove(hyper::header::CONTENT_LENGTH);
+    let body = Answer::new(s3s::Body::from(shown), cut);
+    Ok(hyper::Response::from_parts(parts, body))
+}
+
+/// A listing without the objects that are not among those.
+fn without_newer(listing: &str, listed: &BTreeSet<String>) -> String {
+    let mut shown = String::new();
+    let mut rest = listing;
+    while let Some((before, entry)) = rest.split_once("<Contents>") {
+        shown.push_str(before);
+        let (entry, after) = entry
+            .split_once("</Contents>")
+            .expect("an element that begins ends");
+        let key = entry
+            .split_once("<Key>")
+            .and_then(|(_, key)| key.split_once("</Key>"))
+            .map_or("", |(key, _)| key);
+        if listed.contains(key) {
+            shown.push_str("<Contents>");
+            shown.push_str(entry);
+            shown.push_str("</Contents>");
+        }
+        rest = after;
+    }
+    shown + rest
 }
 
 fn collect(root: &Path, directory: &Path, keys: &mut Vec<String>) {

@@ -1,6 +1,7 @@
 //! What can go wrong with a request, and which requests it happens to.
 
 use std::pin::Pin;
+use std::sync::atomic::{AtomicUsize, Ordering};
 use std::sync::{Mutex, PoisonError};
 use std::task::{Context, Poll};
 use std::time::Duration;
@@ -91,10 +92,49 @@ impl Rule {
     }
 }
 
+/// A share of all requests that fails, each in a way of its own, by a seed.
+#[derive(Debug)]
+struct Weather {
+    state: u64,
+    percent: u64,
+    faults: Vec<Fault>,
+}
+
+impl Weather {
+    /// xorshift64*.
+    fn draw(&mut self, below: u64) -> u64 {
+        self.state ^= self.state >> 12;
+        self.state ^= self.state << 25;
+        self.state ^= self.state >> 27;
+        (self.state.wrapping_mul(0x2545_F491_4F6C_DD1D) >> 11) % below
+    }
+
+    fn fault(&mut self) -> Option<Fault> {
+        if self.draw(100) >= self.percent {
+            return None;
+        }
+        let which = self.draw(self.faults.len() as u64);
+        let fault = self.faults[usize::try_from(which).unwrap_or_default()];
+        Some(match fault {
+            // Anywhere in small bodies and at the begin of large ones.
+            Fault::CutBody { after } => Fault::CutBody {
+                after: self.draw(after.max(1)),
+            },
+            Fault::StallBody { after } => Fault::StallBody {
+                after: self.draw(after.max(1)),
+            },
+            other => other,
+        })
+    }
+}
+
 /// The rules in force.
 #[derive(Debug, Default)]
 pub(super) struct Faults {
     rules: Mutex<Vec<Rule>>,
+    weather: Mutex<Option<Weather>>,
+    /// How many requests failed.
+    failed: AtomicUsize,
 }
 
 impl Faults {
@@ -107,10 +147,35 @@ impl Faults {
 
     pub(super) fn clear(&self) {
         self.rules.lock().unwrap_or_else(PoisonError::into_inner).clear();
+        *self.weather.lock().unwrap_or_else(PoisonError::into_inner) = None;
+    }
+
+    pub(super) fn set_weather(&self, seed: u64, percent: u64, faults: &[Fault]) {
+        let weather = Weather {
+            state: seed.max(1),
+            percent,
+            faults: faults.to_vec(),
+        };
+        *self.weather.lock().unwrap_or_else(PoisonError::into_inner) = Some(weather);
+    }
+
+    pub(super) fn failed(&self) -> usize {
+        self.failed.load(Ordering::Relaxed)
     }
 
     /// The fault for this request, counted as used.
     pub(super) fn take(&self, method: &str, target: &str) -> Option<Fault> {
+        let fault = self.by_rule(method, target).or_else(|| {
+            let mut weather = self.weather.lock().unwrap_or_else(PoisonError::into_inner);
+            weather.as_mut().and_then(Weather::fault)
+        });
+        if fault.is_some() {
+            self.failed.fetch_add(1, Ordering::Relaxed);
+        }
+        fault
+    }
+
+    fn by_rule(&self, method: &str, target: &str) -> Option<Fault> {
         let mut rules = self.rules.lock().unwrap_or_else(PoisonError::into_inner);
         for rule in rules.iter_mut().filter(|rule| rule.matches(method, target)) {
             if rule.skip > 0 {

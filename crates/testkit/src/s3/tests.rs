@@ -66,3 +66,32 @@ fn requests_fail_as_told_and_no_more_often() {
     server.inject(Rule::new(Fault::LoseAnswer));
     assert_eq!(exchange(&server, "GET /backups/key").unwrap_or_default(), "");
 }
+
+#[test]
+fn a_listing_that_is_behind_shows_only_what_was_there() {
+    let entry = |key: &str| format!("<Contents><Key>{key}</Key><Size>1</Size></Contents>");
+    let listing = format!(
+        "<List>{}{}<KeyCount>2</KeyCount></List>",
+        entry("old"),
+        entry("new")
+    );
+    let listed = BTreeSet::from(["old".to_owned()]);
+    assert_eq!(
+        without_newer(&listing, &listed),
+        format!("<List>{}<KeyCount>2</KeyCount></List>", entry("old"))
+    );
+}
+
+#[test]
+fn a_seed_decides_which_requests_fail() {
+    let failures = |seed| {
+        let faults = Faults::default();
+        faults.set_weather(seed, 20, &[Fault::Status(503), Fault::Reset]);
+        (0..500).map(|_| faults.take("GET", "/")).collect::<Vec<_>>()
+    };
+    let one = failures(7);
+    assert_eq!(one, failures(7));
+    assert_ne!(one, failures(8));
+    let failed = one.iter().flatten().count();
+    assert!((60..140).contains(&failed), "{failed} of 500");
+}

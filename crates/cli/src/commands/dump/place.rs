@@ -130,6 +130,7 @@ pub(crate) fn configured_repository(
             secret_key,
             session_token,
             ca_cert,
+            timeouts,
         } => {
             // What the file leaves out comes from AWS's environment variables.
             let environment = S3Settings::new(bucket.clone());
@@ -143,7 +144,7 @@ pub(crate) fn configured_repository(
                 secret_key: secret_key.clone().or(environment.secret_key),
                 session_token: session_token.clone().or(environment.session_token),
                 ca_cert: ca_cert.clone().or(environment.ca_cert),
-                patience: Patience::default(),
+                patience: patience(*timeouts),
             })
         }
     };
@@ -157,6 +158,17 @@ pub(crate) fn configured_repository(
         single_writer: configured.single_writer,
         bandwidth_limit: configured.bandwidth.and_then(NonZeroU64::new),
     })
+}
+
+/// How long to wait for S3: what the configuration file says, else the default.
+fn patience(configured: settings::Timeouts) -> Patience {
+    let default = Patience::default();
+    Patience {
+        connect: default.connect,
+        request: configured.request.unwrap_or(default.request),
+        stall: configured.stall.unwrap_or(default.stall),
+        retry: configured.retry.unwrap_or(default.retry),
+    }
 }
 
 /// Encryption of the configuration file as the store knows it.
