@@ -161,6 +161,28 @@ async fn a_change_that_no_time_stamp_shows_is_in_the_next_backup() {
     assert_eq!(bench.files(second.label).await["pg_ident.conf"], changed);
 }
 
+/// Free space maps change without WAL: nothing but their content shows it.
+#[tokio::test(flavor = "multi_thread")]
+async fn a_free_space_map_is_compared_by_its_content() {
+    let bench = Bench::new(Major::V18).await;
+    frozen_table(&bench, 50_000).await;
+    let path = format!("{}_fsm", path_of(&bench, "t").await);
+    bench.server.sql("postgres", "CHECKPOINT").await;
+    bench.backup().await;
+    let file = bench.server.data_dir().join(&path);
+    let metadata = std::fs::metadata(&file).expect("VACUUM made it");
+    let mut content = std::fs::read(&file).expect("ours");
+    *content.last_mut().expect("it has pages") ^= 1;
+    std::fs::write(&file, &content).expect("ours");
+    std::fs::File::options()
+        .write(true)
+        .open(&file)
+        .and_then(|file| file.set_modified(metadata.modified().expect("a time")))
+        .expect("ours");
+    let second = bench.backup().await;
+    assert!(bench.files(second.label).await[&path] == content);
+}
+
 /// Any number of small changes: maps are never kept as changes of changes.
 #[tokio::test(flavor = "multi_thread")]
 async fn a_series_of_backups_stays_restorable_and_small() {

@@ -5,10 +5,11 @@ use std::time::Duration;
 use pgmahout_backup::physical::create::{CreateError, CreateRequest};
 use pgmahout_testkit::poll;
 use pgmahout_testkit::postgres::{Major, StopMode};
+use pgmahout_types::ControlFile;
 use pgmahout_types::diagnostic::{Diagnose, Outcome};
 use rstest::rstest;
 
-use crate::support::{Bench, PATIENCE, chain};
+use crate::support::{Bench, PATIENCE, chain, control};
 
 /// Read first, since it is the largest: everything else happens meanwhile.
 const LARGE: &str = "CREATE TABLE large AS SELECT n, md5(n::text) || md5((n * 7)::text) AS text \
@@ -38,6 +39,12 @@ async fn files_that_vanish_shrink_and_grow_meanwhile_are_right_after_recovery(
     let listed = std::fs::metadata(server.data_dir().join(&shrinking))
         .expect("it is there")
         .len();
+    let growing = server
+        .query_text("postgres", "SELECT pg_relation_filepath('growing')")
+        .await;
+    let listed_growing = std::fs::metadata(server.data_dir().join(&growing))
+        .expect("it is there")
+        .len();
     let running = bench.slow_backup().await;
     for statement in [
         "DROP TABLE vanishing",
@@ -50,12 +57,23 @@ async fn files_that_vanish_shrink_and_grow_meanwhile_are_right_after_recovery(
     ] {
         server.sql("postgres", statement).await;
     }
+    let latest = control(server).checkpoint_location;
     let created = running
         .await
         .expect("no panic")
         .unwrap_or_else(|error| panic!("{}", chain(&error)));
     assert!(created.vanished > 0, "nothing vanished: the backup was too quick");
     let files = bench.files(created.label).await;
+    let stored = ControlFile::parse(&files[ControlFile::PATH]).expect("a whole one");
+    assert!(
+        stored.checkpoint_location >= latest,
+        "pg_control was not read last"
+    );
+    assert_eq!(
+        files[&growing].len() as u64,
+        listed_growing,
+        "what it grew by comes from the WAL"
+    );
     assert_eq!(files[&shrinking].len() as u64, listed, "its lost end is zero");
     let restored = bench.restored(created.label).await;
     let query = "SELECT (SELECT count(*) FROM large), to_regclass('vanishing') IS NULL, \

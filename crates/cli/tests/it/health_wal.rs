@@ -4,6 +4,7 @@ use pgmahout_testkit::poll;
 use pgmahout_testkit::postgres::{Major, Postgres};
 use rstest::rstest;
 
+use crate::archived::{Archived, Storage};
 use crate::health_run::{Operator, PATIENCE};
 
 /// Writes about this many segments of 1 MB.
@@ -173,4 +174,39 @@ async fn a_slot_that_nobody_reads_is_seen_by_the_wal_it_keeps_and_by_losing_it(#
     operator.check("xmin.horizon", &horizon).await.is_ok();
     server.sql("postgres", "CHECKPOINT").await;
     operator.wait_for("wal.size", &[], "OK").await.is_ok();
+}
+
+#[tokio::test]
+async fn a_segment_that_was_lost_from_the_archive_is_critical_until_the_next_backup() {
+    let scene = Archived::new(Major::V18, Storage::Directory, false).await;
+    let gap = async |status: i32| {
+        let arguments = ["health", "--json", "--only", "backup.wal_gap"];
+        let finished = scene.pgmahout(&arguments).run().await.expect_status(status);
+        let json: serde_json::Value = serde_json::from_str(&finished.stdout).expect("JSON");
+        json.to_string()
+    };
+    scene.run(&["backup", "create"]).await;
+    let mut written = Vec::new();
+    for _ in 0..3 {
+        scene.archive_all().await;
+        let archived = scene
+            .server
+            .query_text("postgres", "SELECT last_archived_wal FROM pg_stat_archiver")
+            .await;
+        written.push(archived);
+    }
+    assert!(gap(0).await.contains("every segment"));
+    let lost = &written[1];
+    let object = scene
+        .repository
+        .join(format!("stanza/main/wal/{}/{}/{lost}", &lost[..8], &lost[8..16]));
+    std::fs::remove_file(object).expect("it was archived");
+    let answer = gap(1).await;
+    assert!(
+        answer.contains("\"CRIT\"") && answer.contains(lost.as_str()),
+        "{answer}"
+    );
+    assert!(answer.contains("pgmahout backup create"), "{answer}");
+    scene.run(&["backup", "create"]).await;
+    assert!(gap(0).await.contains("every segment"));
 }

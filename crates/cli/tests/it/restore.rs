@@ -451,6 +451,33 @@ async fn a_restored_directory_cannot_start_without_its_wal() {
     );
 }
 
+/// It says where replay begins: without it, pg_control would name a checkpoint of after the start of the backup.
+#[rstest]
+#[tokio::test]
+async fn who_removes_backup_label_gets_no_server(#[values(Major::V15, Major::V18)] major: Major) {
+    let scene = Scene::new(major).await;
+    scene.backup().await;
+    scene.archive_all().await;
+    let copy = Postgres::vacant(major);
+    scene.restore(copy.data_dir(), &[]).run().await.expect_status(0);
+    let label = copy.data_dir().join("backup_label");
+    let away = copy.root_dir().join("backup_label");
+    fs::rename(&label, &away).expect("renamed");
+    copy.settle(&[]);
+    for with_signal in [true, false] {
+        if !with_signal {
+            fs::remove_file(copy.data_dir().join("recovery.signal")).expect("removed");
+        }
+        assert!(copy.try_start_again().await.is_err(), "it started");
+        assert!(copy.log().contains("checkpoint record"), "{}", copy.log());
+    }
+    // Nothing is lost by that.
+    fs::rename(&away, &label).expect("renamed");
+    fs::write(copy.data_dir().join("recovery.signal"), "").expect("written");
+    copy.account().own(&copy.data_dir().join("recovery.signal"));
+    start(&copy).await;
+}
+
 #[tokio::test]
 async fn a_target_timeline_is_checked_against_the_history() {
     let scene = Scene::new(Major::V15).await;

@@ -125,7 +125,85 @@ impl ArchiverFacts {
 
 #[cfg(test)]
 mod tests {
+    use bytes::Bytes;
+    use pgmahout_store::repository::PutMode;
+    use pgmahout_types::repository::{Digest, wal_object};
+
     use super::*;
+    use crate::physical::stanza::support::{init, segment};
+
+    /// A segment of which the archive says that it is that.
+    async fn store(repository: &PhysicalRepository, number: u64, change: impl FnOnce(&mut WalObjectHeader)) {
+        let name = WalFileName::Segment(segment(number));
+        let mut header = WalObjectHeader {
+            format: wal_object::FORMAT,
+            name,
+            size: SegmentSize::DEFAULT.bytes(),
+            system_identifier: SystemIdentifier::new(1),
+            page_magic: None,
+            blake3: Digest::of(b""),
+            archived_at: jiff::Timestamp::UNIX_EPOCH,
+            host: String::new(),
+        };
+        change(&mut header);
+        let object = repository.wal_name(name);
+        let (cipher, codec) = (repository.cipher(), pgmahout_store::framed::FrameCodec::None);
+        let bytes = pgmahout_store::framed::seal_bytes(&cipher, kind::WAL, &object, codec, &header.encode())
+            .expect("sealed");
+        put(repository, &object, bytes).await;
+    }
+
+    async fn put(repository: &PhysicalRepository, object: &str, bytes: Bytes) {
+        let storage = repository.repository();
+        storage
+            .put_bytes(object, bytes, PutMode::Overwrite)
+            .await
+            .expect("stored");
+    }
+
+    async fn look(repository: &PhysicalRepository, number: u64) -> Result<Vec<SegmentName>, CreateError> {
+        let expected = Expected {
+            system_identifier: SystemIdentifier::new(1),
+            segment_size: SegmentSize::DEFAULT,
+        };
+        let (patience, cancellation) = (Duration::ZERO, CancellationToken::new());
+        wait(repository, &[segment(number)], expected, patience, &cancellation).await
+    }
+
+    #[tokio::test]
+    async fn a_segment_counts_only_when_it_is_there_and_is_what_it_should_be() {
+        let directory = tempfile::tempdir().expect("a directory");
+        let repository = init(directory.path(), "main").await.expect("set up").repository;
+        store(&repository, 1, |_| {}).await;
+        assert_eq!(look(&repository, 1).await.expect("it is looked at"), []);
+        assert_eq!(look(&repository, 2).await.expect("it is looked at"), [segment(2)]);
+        store(&repository, 3, |header| {
+            header.system_identifier = SystemIdentifier::new(2)
+        })
+        .await;
+        store(&repository, 4, |header| header.size -= 1).await;
+        store(&repository, 5, |header| {
+            header.name = WalFileName::Segment(segment(6))
+        })
+        .await;
+        put(
+            &repository,
+            &repository.wal_name(segment(6).into()),
+            Bytes::from_static(b"damage"),
+        )
+        .await;
+        // One segment under the name of another.
+        let object = |number| repository.wal_name(segment(number).into());
+        let bytes = repository.repository().get_bytes(&object(1), 1 << 20).await;
+        put(&repository, &object(7), bytes.expect("it is there")).await;
+        for number in 3..=7 {
+            let error = look(&repository, number).await.expect_err("it is something else");
+            assert!(
+                matches!(error, CreateError::WalUnusable { .. }),
+                "{number}: {error}"
+            );
+        }
+    }
 
     #[test]
     fn the_archiver_is_described_by_command_failure_and_success() {

@@ -47,6 +47,21 @@ fn read_with(
 mod tests {
     use super::*;
 
+    #[test]
+    fn a_torn_file_is_read_again_until_it_is_whole() {
+        let mut whole = include_bytes!("../../../../types/tests/fixtures/pg_control-17.bin").to_vec();
+        whole.resize(ControlFile::FILE_SIZE, 0);
+        // The first half is of the new content, the second of the old.
+        let mut torn = whole.clone();
+        torn[32] ^= 1;
+        let mut readings = [torn.clone(), torn, whole.clone()].into_iter();
+        let (bytes, _) = read_with(Path::new("/nowhere"), |_| {
+            Ok(readings.next().expect("three readings"))
+        })
+        .expect("the third is whole");
+        assert!(bytes == whole);
+    }
+
     /// A file that no server wrote is never taken, however often it is read.
     #[test]
     fn a_file_that_stays_torn_is_an_error() {

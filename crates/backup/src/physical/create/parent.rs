@@ -409,12 +409,14 @@ mod tests {
     fn only_sound_backups_of_this_cluster_and_version_are_built_on_whatever_their_timeline() {
         let mut head = Head::first(Nonce::from_bytes([0; 16]), Timestamp::UNIX_EPOCH, "");
         head.backups = vec![
-            entry(10, 7, 150_004, 1),
-            entry(20, 7, 150_005, 3),
+            entry(10, 7, 150_004, 3),
+            entry(20, 7, 150_005, 1),
             entry(30, 8, 150_005, 1),
             entry(40, 7, 160_001, 1),
             entry(50, 7, 150_005, 1),
         ];
+        // After a recovery to an earlier point the newer one may be further back in the WAL.
+        (head.backups[0].start_lsn, head.backups[0].stop_lsn) = (Lsn::new(1000), Lsn::new(2000));
         head.backups[4].verified = Some(Examination {
             at: Timestamp::UNIX_EPOCH,
             passed: false,

@@ -3,7 +3,7 @@
 use std::fs;
 use std::io;
 use std::os::unix::fs::chown;
-use std::path::Path;
+use std::path::{Path, PathBuf};
 use std::sync::atomic::Ordering;
 
 use pgmahout_durable::{remove_durably, replace_atomically, sync_directory};
@@ -241,26 +241,75 @@ pub(crate) fn publish(shared: &Shared, cancellation: &CancellationToken) -> Resu
             "its pg_control is that of another cluster",
         ));
     }
-    let waiting = data.join(WAITING_CONTROL);
-    write_file(&waiting, &content, file.mode, owner)?;
-    tree::sync(&shared.roots())?;
-    guard::check_no_server(data)?;
-    let path = data.join(ControlFile::PATH);
-    fs::rename(&waiting, &path).map_err(|error| RestoreError::io("put in place", &path, error))?;
-    tree::sync_one(&path)?;
-    sync_directory(data.join("global"))?;
-    remove_durably(data.join(MARKER))?;
-    // The directories that hold the roots: a new one must not vanish.
-    for root in shared.roots() {
-        if let Some(parent) = root.parent() {
-            sync_directory(parent)?;
-        }
+    // Whoever removes backup_label gets no server instead of a corrupt one.
+    let content =
+        ControlFile::without_checkpoint(&content).map_err(|error| RestoreError::damaged(label, error))?;
+    write_file(&data.join(WAITING_CONTROL), &content, file.mode, owner)?;
+    for act in last_acts(data, &shared.roots()) {
+        act.perform(data)?;
     }
     Ok(())
 }
 
+/// What is done on the disk when everything is written.
+#[derive(Debug, PartialEq, Eq)]
+enum Act {
+    /// All files below these directories, and the directories.
+    SyncTrees(Vec<PathBuf>),
+    /// Refuse where a server runs.
+    NoServer,
+    /// pg_control gets its name.
+    PutControl,
+    /// This file.
+    SyncFile(PathBuf),
+    /// The names in this directory.
+    SyncDirectory(PathBuf),
+    /// The restore is no longer under way.
+    RemoveMarker,
+}
+
+/// In the order in which they must be done: pg_control, without which no server starts, gets its name when all else
+/// is on the disk.
+fn last_acts(data: &Path, roots: &[PathBuf]) -> Vec<Act> {
+    let mut acts = vec![
+        Act::SyncTrees(roots.to_vec()),
+        Act::NoServer,
+        Act::PutControl,
+        Act::SyncFile(data.join(ControlFile::PATH)),
+        Act::SyncDirectory(data.join("global")),
+        Act::RemoveMarker,
+    ];
+    // The directories that hold the roots: a new one must not vanish.
+    let parents = roots.iter().filter_map(|root| root.parent());
+    acts.extend(parents.map(|parent| Act::SyncDirectory(parent.to_owned())));
+    acts
+}
+
+impl Act {
+    fn perform(&self, data: &Path) -> Result<(), RestoreError> {
+        match self {
+            Self::SyncTrees(roots) => tree::sync(roots)?,
+            Self::NoServer => guard::check_no_server(data)?,
+            Self::PutControl => {
+                let path = data.join(ControlFile::PATH);
+                fs::rename(data.join(WAITING_CONTROL), &path)
+                    .map_err(|error| RestoreError::io("put in place", &path, error))?;
+            }
+            Self::SyncFile(path) => tree::sync_one(path)?,
+            Self::SyncDirectory(path) => sync_directory(path)?,
+            Self::RemoveMarker => drop(remove_durably(data.join(MARKER))?),
+        }
+        Ok(())
+    }
+}
+
 /// Writes a small file, whole or not at all.
-fn write_file(path: &Path, content: &[u8], mode: u32, owner: Ownership) -> Result<(), RestoreError> {
+pub(crate) fn write_file(
+    path: &Path,
+    content: &[u8],
+    mode: u32,
+    owner: Ownership,
+) -> Result<(), RestoreError> {
     if fs::symlink_metadata(path).is_ok_and(|found| !found.is_file()) {
         tree::remove(&[path.to_owned()])?;
     }
@@ -270,4 +319,42 @@ fn write_file(path: &Path, content: &[u8], mode: u32, owner: Ownership) -> Resul
             .map_err(|error| RestoreError::io("change the owner of", path, error))?;
     }
     Ok(())
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn pg_control_gets_its_name_when_all_else_is_on_the_disk_and_is_synced_itself() {
+        let (data, space) = (PathBuf::from("/srv/data"), PathBuf::from("/fast/space"));
+        let control = data.join("global/pg_control");
+        assert_eq!(
+            last_acts(&data, &[data.clone(), space.clone()]),
+            [
+                Act::SyncTrees(vec![data.clone(), space]),
+                Act::NoServer,
+                Act::PutControl,
+                Act::SyncFile(control),
+                Act::SyncDirectory(data.join("global")),
+                Act::RemoveMarker,
+                Act::SyncDirectory("/srv".into()),
+                Act::SyncDirectory("/fast".into()),
+            ]
+        );
+    }
+
+    #[test]
+    fn what_cannot_be_synced_gets_no_pg_control() {
+        let root = tempfile::tempdir().expect("a directory");
+        let data = root.path().join("data");
+        fs::create_dir_all(data.join("global")).expect("ours");
+        fs::write(data.join(WAITING_CONTROL), "").expect("ours");
+        let gone = root.path().join("gone");
+        let failed = last_acts(&data, &[data.clone(), gone])
+            .iter()
+            .try_for_each(|act| act.perform(&data));
+        assert!(failed.is_err());
+        assert!(!data.join(ControlFile::PATH).exists());
+    }
 }

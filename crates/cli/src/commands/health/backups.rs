@@ -158,3 +158,76 @@ fn first_missing(head: &Head, inventory: &WalInventory) -> Option<SegmentName> {
         .min();
     next.into_iter().chain(given_up).min()
 }
+
+#[cfg(test)]
+mod tests {
+    use pgmahout_backup::physical::wal::inventory::ListedFile;
+    use pgmahout_types::repository::Nonce;
+    use pgmahout_types::repository::head::WalGap;
+    use pgmahout_types::repository::manifest::WalRange;
+    use pgmahout_types::{SegmentSize, TimelineId, WalFileName};
+
+    use super::*;
+
+    fn segment(number: u64) -> SegmentName {
+        SegmentName::new(TimelineId::FIRST, number, SegmentSize::DEFAULT).expect("in range")
+    }
+
+    fn inventory(numbers: &[u64]) -> WalInventory {
+        let files: Vec<ListedFile> = numbers
+            .iter()
+            .map(|number| ListedFile {
+                name: WalFileName::Segment(segment(*number)),
+                stored: 1,
+            })
+            .collect();
+        WalInventory::new(
+            SegmentSize::DEFAULT,
+            &files,
+            &std::collections::BTreeMap::new(),
+            None,
+        )
+    }
+
+    /// The head of a stanza with one backup, which needs segments 5 and 6.
+    fn head() -> Head {
+        let mut head = Head::first(Nonce::from_bytes([0; 16]), Timestamp::UNIX_EPOCH, "");
+        let backup = serde_json::json!({
+            "label": "20261121T104500Z-3f9a", "manifest": "00".repeat(32), "method": "local",
+            "system_identifier": "1", "server_version": 150_018, "timeline": 1,
+            "start_lsn": "0/5000028", "stop_lsn": "0/6000100",
+            "wal": {"first": segment(5), "last": segment(6)},
+            "start_time": "2026-11-21T10:45:00Z", "stop_time": "2026-11-21T10:46:00Z",
+            "files": 1, "bytes": 1, "read": 1, "new": 1, "stored": 1,
+        });
+        head.backups = vec![serde_json::from_value(backup).expect("an entry")];
+        head
+    }
+
+    #[test]
+    fn what_is_missing_since_the_newest_backup_is_found_and_older_gaps_are_not() {
+        let missing = |numbers: &[u64]| first_missing(&head(), &inventory(numbers));
+        assert_eq!(missing(&[5, 6, 7, 8]), None);
+        assert_eq!(missing(&[1, 5, 6, 7, 8]), None, "before the backup");
+        assert_eq!(missing(&[5, 6, 8]), Some(segment(7)));
+        assert_eq!(missing(&[5, 7, 8]), Some(segment(6)), "the backup's own");
+    }
+
+    /// Where archiving gave segments up, the listing shows nothing: it ends before them.
+    #[test]
+    fn segments_that_archiving_gave_up_are_missing_though_nothing_follows_them() {
+        let mut head = head();
+        let gap = |number| WalGap {
+            wal: WalRange {
+                first: segment(number),
+                last: segment(number),
+            },
+            at: Timestamp::UNIX_EPOCH,
+            reason: "wal.max_queue".to_owned(),
+        };
+        head.record_gap(gap(4));
+        assert_eq!(first_missing(&head, &inventory(&[5, 6])), None);
+        head.record_gap(gap(7));
+        assert_eq!(first_missing(&head, &inventory(&[5, 6])), Some(segment(7)));
+    }
+}
