@@ -14,16 +14,26 @@ use bytes::{Buf, BufMut, Bytes, BytesMut};
 use pgmahout_types::diagnostic::Diagnose;
 use pgmahout_types::{Lsn, SystemIdentifier, TimelineId};
 use tokio::io::{AsyncRead, AsyncReadExt, AsyncWrite, AsyncWriteExt, ReadBuf};
+use tokio_postgres::error::SqlState;
 use tokio_postgres::tls::{ChannelBinding, TlsConnect, TlsStream};
 
+use super::cancel::CancelHandle;
 use super::wire::Wire;
 use super::{ConnectError, Connection, establish};
 use crate::params::{ConnectionParameters, PasswordLookup};
+
+mod base_backup;
+
+pub use base_backup::{BackupEnd, BackupMessage, BackupOptions, BackupStart, BackupTablespace};
 
 /// The parameter of the startup packet that makes the session a WAL sender.
 const REPLICATION: &[u8] = b"replication\0true\0";
 /// The server sends no more in one message than 16 pages, and a little around them.
 const LARGEST_MESSAGE: usize = 64 << 20;
+/// What is read at a time, where so much has arrived.
+const READ: usize = 256 << 10;
+/// Less room than this is not worth a reading.
+const LEAST_ROOM: usize = 16 << 10;
 /// Seconds from 1970 to 2000, where the protocol's clock begins.
 const EPOCH: u64 = 946_684_800;
 
@@ -57,11 +67,7 @@ impl Diagnose for ReplicationError {
     fn hint(&self) -> Option<String> {
         match self {
             Self::Connect(error) => error.hint(),
-            Self::Startup(_) => Some(
-                "the role needs REPLICATION (ALTER ROLE ... REPLICATION), pg_hba.conf a line for the database \
-                 `replication`, and the server a free one of max_wal_senders"
-                    .to_owned(),
-            ),
+            Self::Startup(source) => Some(startup_hint(source).to_owned()),
             Self::Server { code, .. } if code == "42704" => {
                 Some("the replication slot does not exist: create it with --create-slot".to_owned())
             }
@@ -71,6 +77,27 @@ impl Diagnose for ReplicationError {
                     .to_owned(),
             ),
             _ => None,
+        }
+    }
+}
+
+/// What to do about a session that does not begin.
+fn startup_hint(error: &tokio_postgres::Error) -> &'static str {
+    match error.code() {
+        Some(&SqlState::INSUFFICIENT_PRIVILEGE) => {
+            "give the role the right to replicate: ALTER ROLE ... REPLICATION"
+        }
+        Some(&SqlState::INVALID_AUTHORIZATION_SPECIFICATION) => {
+            "pg_hba.conf needs a line for replication: host replication ROLE ADDRESS scram-sha-256 (`all` in its \
+             second column does not mean it); then SELECT pg_reload_conf()"
+        }
+        Some(&SqlState::TOO_MANY_CONNECTIONS) => {
+            "all of max_wal_senders are in use: look at pg_stat_replication for those that can end, or raise it \
+             (needs a restart)"
+        }
+        _ => {
+            "the role needs REPLICATION (ALTER ROLE ... REPLICATION), pg_hba.conf a line for the database \
+             `replication`, and the server a free one of max_wal_senders"
         }
     }
 }
@@ -120,6 +147,9 @@ pub struct NextTimeline {
 pub struct ReplicationConnection {
     wire: Wire,
     buffer: BytesMut,
+    cancel: CancelHandle,
+    /// Where the answer to `BASE_BACKUP` is.
+    backup: base_backup::Stage,
 }
 
 type Row = Vec<Option<Bytes>>;
@@ -151,14 +181,21 @@ impl ReplicationConnection {
             startup: Startup::Awaited,
         };
         let password = parameters.password_for(host);
-        start(lent, parameters, &password).await?;
+        let token = start(lent, parameters, &password).await?;
         // Client and driver are gone, and with them their share.
         let wire = Arc::try_unwrap(shared)
             .map_err(|_| ReplicationError::Unexpected("the stream is still in use".to_owned()))?;
         Ok(Self {
             wire: wire.into_inner().unwrap_or_else(PoisonError::into_inner),
             buffer: BytesMut::new(),
+            cancel: CancelHandle::new(token, parameters.clone(), connection.facts.address.clone()),
+            backup: base_backup::Stage::default(),
         })
+    }
+
+    /// Something that cancels what the session is doing, from outside of it.
+    pub fn cancel_handle(&self) -> CancelHandle {
+        self.cancel.clone()
     }
 
     /// Whose WAL it is.
@@ -294,6 +331,9 @@ impl ReplicationConnection {
     /// When the connection breaks.
     pub async fn readable(&mut self) -> Result<(), ReplicationError> {
         while !self.has_message() {
+            if self.buffer.capacity() - self.buffer.len() < LEAST_ROOM {
+                self.buffer.reserve(READ);
+            }
             if self.wire.read_buf(&mut self.buffer).await? == 0 {
                 return Err(io::Error::from(io::ErrorKind::UnexpectedEof).into());
             }
@@ -392,10 +432,12 @@ async fn start(
     lent: LentWire,
     parameters: &ConnectionParameters,
     password: &PasswordLookup,
-) -> Result<(), ReplicationError> {
+) -> Result<tokio_postgres::CancelToken, ReplicationError> {
     let config = establish::configuration(parameters, password);
     let started = config.connect_raw(lent, Lent).await;
-    started.map(drop).map_err(ReplicationError::Startup)
+    started
+        .map(|(client, _)| client.cancel_token())
+        .map_err(ReplicationError::Startup)
 }
 
 fn field<T: std::str::FromStr>(row: &[Option<Bytes>], at: usize) -> Result<T, ReplicationError> {

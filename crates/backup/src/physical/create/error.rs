@@ -5,6 +5,7 @@ use std::path::{Path, PathBuf};
 use std::time::Duration;
 
 use pgmahout_postgres::connection::ConnectError;
+use pgmahout_postgres::connection::replication::ReplicationError;
 use pgmahout_store::StoreError;
 use pgmahout_types::HumanDuration;
 use pgmahout_types::backup_label::BackupLabelError;
@@ -43,6 +44,22 @@ pub enum CreateError {
         /// Why.
         #[source]
         source: tokio_postgres::Error,
+    },
+    /// The server does not send its files, or not all of them.
+    #[error("cannot {doing}")]
+    Replication {
+        /// The verb phrase, for example `begin the base backup`.
+        doing: &'static str,
+        /// Why.
+        #[source]
+        source: ReplicationError,
+    },
+    /// The pg_control that the server sent was damaged on the way, or just being written.
+    #[error("the server sent a pg_control that cannot be used")]
+    SentControl {
+        /// Why.
+        #[source]
+        source: ControlFileError,
     },
     /// The server answered what no known server answers.
     #[error("the server's answer is not understood: {what}")]
@@ -195,6 +212,21 @@ fn wal_missing(missing: &[String], waited: Duration, repository: &str, archiver:
     )
 }
 
+fn replication_hint(error: &ReplicationError) -> String {
+    error.hint().unwrap_or_else(|| {
+        match error {
+            ReplicationError::Server { .. } => {
+                "the server's message above says why; mend that and run the command again: what was stored is kept"
+            }
+            _ => {
+                "look at the server's log for why it ended the session, and at the network between; then run the \
+                 command again: what was stored is kept"
+            }
+        }
+        .to_owned()
+    })
+}
+
 impl Diagnose for CreateError {
     fn hint(&self) -> Option<String> {
         let text = match self {
@@ -228,6 +260,10 @@ impl Diagnose for CreateError {
                 }
                 _ => "the server's message above says why; mend that and run the command again",
             },
+            Self::Replication { source, .. } => return Some(replication_hint(source)),
+            Self::SentControl { .. } => {
+                "the server was perhaps just writing it: run the command again; what was stored is kept"
+            }
             Self::Unexpected { .. } => "look at `SELECT version()`: PostgreSQL 14 to 18 are supported",
             Self::Io { source, path, .. } => {
                 return Some(if source.kind() == io::ErrorKind::PermissionDenied {

@@ -7,6 +7,10 @@
 //! pg_control -> pg_backup_stop -> WAL is in the repository -> manifest -> head
 //! ```
 //!
+//! Where the server's disk is out of reach, `BASE_BACKUP` of the replication protocol stands for all from
+//! `pg_backup_start` to `pg_backup_stop`: see [`remote`]. Everything else is the same, and both build on each
+//! other's backups.
+//!
 //! One session holds the server in backup mode from start to stop. What recovery needs to know of the backup
 //! (`backup_label`, `tablespace_map`) is what `pg_backup_stop` gives, and goes into the manifest byte for byte;
 //! nothing is ever written into the data directory.
@@ -23,19 +27,23 @@
 
 mod archive;
 mod chunk;
+mod cluster;
 mod control;
 mod describe;
 mod error;
+mod local;
 mod pack;
 mod parent;
 mod pipeline;
 mod plan;
 mod preflight;
 mod record;
+mod remote;
 mod request;
 mod resume;
 mod segments;
 mod server;
+mod shared;
 mod sink;
 mod throttle;
 mod upload;
@@ -47,7 +55,7 @@ use std::sync::atomic::Ordering;
 use std::time::{Duration, Instant, SystemTime};
 
 use jiff::Timestamp;
-use pgmahout_procedure::report::{Level, Reporter, Task, Unit};
+use pgmahout_procedure::report::{Level, Reporter};
 use pgmahout_store::framed::FrameCodec;
 use pgmahout_types::diagnostic::{Diagnose, Outcome};
 use pgmahout_types::repository::manifest::{WalRange, Work};
@@ -59,15 +67,15 @@ use tokio_util::sync::CancellationToken;
 pub use error::CreateError;
 pub use request::{CreateRequest, default_jobs};
 
-use super::files::walk::{FileList, WalkOptions, walk};
 use super::page::verify::BadPage;
 use super::stanza::{LeaseGuard, LeaseKind, LeaseScope, PhysicalRepository, StanzaError};
+use cluster::Cluster;
 use describe::Description;
 use parent::Parent;
 use pipeline::{Made, Pipeline};
-use preflight::Ready;
+use preflight::{Ready, Source};
 use resume::Resume;
-use server::Server;
+use server::{Server, Stopped};
 
 /// How often it is looked whether the session still lives.
 const WATCH: Duration = Duration::from_secs(5);
@@ -165,11 +173,16 @@ async fn checked(
     let ready = Box::pin(unless_cancelled(cancellation, preflight::check(request))).await??;
     let Ready {
         server,
-        data_dir,
-        control,
+        cluster,
+        source,
     } = ready;
     let work = async {
-        repository.check_control(&control)?;
+        match &source {
+            Source::Directory { control, .. } => repository.check_control(control)?,
+            Source::Stream(_) => {
+                repository.check_identity(cluster.system_identifier, server.facts.version.major())?;
+            }
+        }
         let lease = begin_lease(repository).await?;
         let run = Run {
             request,
@@ -177,12 +190,11 @@ async fn checked(
             reporter,
             cancellation,
             server: &server,
-            data_dir: &data_dir,
-            control: &control,
+            cluster: &cluster,
             lease: &lease,
             begun,
         };
-        let taken = Box::pin(run.take()).await;
+        let taken = Box::pin(run.take(source)).await;
         if let Err(error) = lease.finish().await {
             tracing::debug!(%error, "the lease was not removed; it runs out by itself");
         }
@@ -247,14 +259,24 @@ struct Run<'a> {
     reporter: &'a Arc<dyn Reporter>,
     cancellation: &'a CancellationToken,
     server: &'a Server,
-    data_dir: &'a std::path::Path,
-    control: &'a pgmahout_types::ControlFile,
+    cluster: &'a Cluster,
     lease: &'a LeaseGuard,
     begun: Instant,
 }
 
+/// All files, and where the backup began and ended.
+struct Copied {
+    made: Made,
+    stopped: Stopped,
+    stop_time: Timestamp,
+    /// For how long the server was in backup mode.
+    backup_mode: Duration,
+    /// The history file of the timeline, where there is one.
+    history: Option<Vec<u8>>,
+}
+
 impl Run<'_> {
-    async fn take(&self) -> Result<Created, CreateError> {
+    async fn take(&self, source: Source) -> Result<Created, CreateError> {
         // Everything that is reused is looked for after this head: see `Head::publish`.
         let head = self.repository.head().await?;
         let parent = unless_cancelled(self.cancellation, self.parent(&head)).await??;
@@ -267,7 +289,6 @@ impl Run<'_> {
         let resume = self.resume(parent.as_ref(), &head).await?;
 
         let start_time = Timestamp::now();
-        let started = Instant::now();
         self.reporter.message(
             Level::Detail,
             if self.request.fast_checkpoint {
@@ -276,17 +297,20 @@ impl Run<'_> {
                 "waiting for a checkpoint, which is spread out: --checkpoint fast would make it at once"
             },
         );
-        let start = unless_cancelled(
-            self.cancellation,
-            self.server
-                .start(&format!("pgmahout {label}"), self.request.fast_checkpoint),
-        )
-        .await??;
-        let list = self.walk().await?;
-        let made = self.read(list, parent, resume, label, start).await?;
-        let stopped = unless_cancelled(self.cancellation, self.server.stop()).await??;
-        let stop_time = Timestamp::now();
-        let backup_mode = started.elapsed();
+        let remote = matches!(source, Source::Stream(_));
+        let copied = match source {
+            Source::Directory { data_dir, .. } => {
+                Box::pin(self.copy_directory(&data_dir, parent, resume, label)).await?
+            }
+            Source::Stream(stream) => Box::pin(self.copy_stream(*stream, parent, resume, label)).await?,
+        };
+        let Copied {
+            made,
+            stopped,
+            stop_time,
+            backup_mode,
+            history,
+        } = copied;
         let timeline = server::start_timeline(&stopped.parsed);
         self.check_timeline(&made, timeline)?;
 
@@ -294,7 +318,7 @@ impl Run<'_> {
             stopped.parsed.start.lsn,
             stopped.stop,
             &TimelineHistory::root(timeline),
-            self.control.wal_segment_size,
+            self.cluster.wal_segment_size,
         );
         let waited = Instant::now();
         self.wait_for_wal(&segments).await?;
@@ -318,9 +342,8 @@ impl Run<'_> {
             })
             .collect();
         let damaged_pages = bad.len() as u64 + unlisted;
-        let history = describe::history(self.data_dir, timeline);
         let (repository, version) = (self.repository.clone(), self.server.facts.version);
-        let (method, annotations) = (self.method(), self.request.annotations.clone());
+        let (method, annotations) = (self.method(remote), self.request.annotations.clone());
         let start_lsn = stopped.parsed.start.lsn;
         let (stop_lsn, codec_segments) = (stopped.stop, segments.clone());
         let progress = made.progress;
@@ -383,8 +406,10 @@ impl Run<'_> {
         })
     }
 
-    fn method(&self) -> Method {
-        if self.server.facts.in_recovery {
+    fn method(&self, remote: bool) -> Method {
+        if remote {
+            Method::Remote
+        } else if self.server.facts.in_recovery {
             Method::Standby
         } else {
             Method::Local
@@ -395,13 +420,13 @@ impl Run<'_> {
     async fn parent(&self, head: &Head) -> Result<Option<Parent>, CreateError> {
         let usable: Vec<&BackupEntry> = parent::usable(
             head,
-            self.control.system_identifier,
+            self.cluster.system_identifier,
             self.server.facts.version.major(),
         )
         .take(CANDIDATES)
         .collect();
         for entry in usable {
-            match Parent::load(self.repository, entry, self.control).await {
+            match Parent::load(self.repository, entry, self.cluster).await {
                 Ok(Some(parent)) => return Ok(Some(parent)),
                 Ok(None) => {}
                 Err(error) if is_damage(&error) => self.reporter.message(
@@ -457,44 +482,12 @@ impl Run<'_> {
         Ok(resume)
     }
 
-    async fn walk(&self) -> Result<FileList, CreateError> {
-        let options = WalkOptions::new(self.server.facts.version.major(), self.control);
-        let (data_dir, cancellation) = (self.data_dir.to_owned(), self.cancellation.clone());
-        let list = tokio::task::spawn_blocking(move || walk(&data_dir, &options, &cancellation))
-            .await
-            .map_err(|_| CreateError::Thread)?;
-        if self.cancellation.is_cancelled() {
-            return Err(CreateError::Interrupted);
-        }
-        let list = list?;
-        for warning in list.warnings() {
-            self.reporter.message(Level::Warning, &warning.to_string());
-        }
-        Ok(list)
-    }
-
-    /// Runs the threads, and watches the session meanwhile.
-    async fn read(
-        &self,
-        list: FileList,
-        parent: Option<Parent>,
-        resume: Option<Resume>,
-        run: Label,
-        start: Lsn,
-    ) -> Result<Made, CreateError> {
-        let total = list.bytes();
-        let progress = self.reporter.start(Task::new(
-            format!("backing up {}", self.data_dir.display()),
-            Unit::Bytes,
-            Some(total),
-        ));
-        let stop = self.cancellation.child_token();
-        let pipeline = Pipeline {
+    /// The threads, but for what differs between the sources of files.
+    fn pipeline(&self, run: Label, start: Lsn) -> Pipeline {
+        Pipeline {
             repository: self.repository.blocking(),
-            data_dir: self.data_dir.to_owned(),
-            list,
-            parent,
-            resume,
+            parent: None,
+            resume: None,
             run,
             codec: self
                 .request
@@ -502,20 +495,10 @@ impl Run<'_> {
                 .unwrap_or_else(|| FrameCodec::from(self.repository.repository().compression())),
             jobs: self.request.jobs,
             nice: self.request.nice,
-            rate_limit: self.request.rate_limit,
             start,
-            control: self.control.clone(),
-            progress,
-            cancellation: stop.clone(),
-        };
-        let mut pipeline = tokio::task::spawn_blocking(move || pipeline.run());
-        tokio::select! {
-            made = &mut pipeline => made.map_err(|_| CreateError::Thread)?,
-            lost = self.server.watch(WATCH) => {
-                stop.cancel();
-                let _ = pipeline.await;
-                Err(lost)
-            }
+            cluster: *self.cluster,
+            progress: Box::new(pgmahout_procedure::report::Silent),
+            cancellation: self.cancellation.clone(),
         }
     }
 
@@ -544,8 +527,8 @@ impl Run<'_> {
         }
         let begun = Instant::now();
         let expected = archive::Expected {
-            system_identifier: self.control.system_identifier,
-            segment_size: self.control.wal_segment_size,
+            system_identifier: self.cluster.system_identifier,
+            segment_size: self.cluster.wal_segment_size,
         };
         self.reporter.message(
             Level::Detail,

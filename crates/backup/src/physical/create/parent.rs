@@ -8,11 +8,12 @@ use std::sync::{Arc, Mutex, PoisonError};
 
 use bytes::Bytes;
 use pgmahout_store::framed::FramedOpener;
+use pgmahout_types::SystemIdentifier;
 use pgmahout_types::repository::manifest::{Content, Entry, MapRef, PackEntry};
 use pgmahout_types::repository::page_map::StoredMap;
 use pgmahout_types::repository::{BackupEntry, FileId, Head, Label, PackId, PageMap, PageMapBuilder, Source};
-use pgmahout_types::{ControlFile, SystemIdentifier};
 
+use super::cluster::Cluster;
 use super::error::CreateError;
 use super::pack::PackedFrame;
 use super::record::{Record, Records};
@@ -77,11 +78,11 @@ impl Parent {
     pub(super) async fn load(
         repository: &PhysicalRepository,
         entry: &BackupEntry,
-        control: &ControlFile,
+        cluster: &Cluster,
     ) -> Result<Option<Self>, CreateError> {
         let storage = repository.blocking();
         let repository = repository.clone();
-        let (page_size, segment_blocks) = (control.block_size, control.relation_segment_blocks);
+        let (page_size, segment_blocks) = (cluster.block_size, cluster.relation_segment_blocks);
         let stored = repository
             .fetch_manifest(entry.label, Some(entry.manifest))
             .await?;

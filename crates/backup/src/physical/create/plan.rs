@@ -11,6 +11,7 @@ use pgmahout_types::repository::BLOCK_SIZE;
 use super::chunk::Chunk;
 use super::pack::PackedFrame;
 use super::parent::ParentFile;
+use super::resume::ResumedFile;
 
 /// Bytes of a chunk.
 const CHUNK: u64 = 64 << 20;
@@ -24,7 +25,6 @@ const TOGETHER: u64 = 4 << 20;
 const MOST_TOGETHER: usize = 256;
 
 /// What a worker takes up at a time.
-#[derive(Debug)]
 pub(super) enum Task {
     /// Whole files, by their numbers.
     Files(Vec<u32>),
@@ -40,7 +40,6 @@ pub(super) enum Task {
 }
 
 /// A file that is read in parts.
-#[derive(Debug)]
 pub(super) struct SplitFile {
     /// Its number.
     pub(super) number: u32,
@@ -50,12 +49,14 @@ pub(super) struct SplitFile {
 }
 
 /// What the parts of a file have in common.
-#[derive(Debug, Default)]
+#[derive(Default)]
 pub(super) struct SplitState {
     /// Whether it was looked what an older backup has of it.
     pub(super) looked: bool,
     /// What an older backup has of it.
     pub(super) parent: Option<Arc<ParentFile>>,
+    /// What an interrupted backup left of it, where that is kept.
+    pub(super) resumed: Option<Arc<ResumedFile>>,
     /// The parts that are done.
     pub(super) parts: Vec<(Chunk, Arc<[PackedFrame]>)>,
     /// Whether the file was not there any more.
@@ -63,6 +64,15 @@ pub(super) struct SplitState {
 }
 
 impl SplitFile {
+    /// A file of so many parts, at least one.
+    pub(super) fn new(number: u32, parts: usize) -> Self {
+        Self {
+            number,
+            remaining: AtomicUsize::new(parts),
+            state: Mutex::default(),
+        }
+    }
+
     /// Looks at what the parts have in common.
     pub(super) fn with<T>(&self, look: impl FnOnce(&mut SplitState) -> T) -> T {
         look(&mut self.state.lock().unwrap_or_else(PoisonError::into_inner))
@@ -110,11 +120,7 @@ pub(super) fn tasks(files: impl Iterator<Item = (u32, u64)>) -> Vec<Task> {
         // A file of more blocks than can be numbered is refused when its map is made.
         let blocks = u32::try_from(size.div_ceil(u64::from(BLOCK_SIZE))).unwrap_or(u32::MAX);
         let parts = blocks.div_ceil(CHUNK_BLOCKS);
-        let file = Arc::new(SplitFile {
-            number,
-            remaining: AtomicUsize::new(parts as usize),
-            state: Mutex::default(),
-        });
+        let file = Arc::new(SplitFile::new(number, parts as usize));
         tasks.extend((0..parts).map(|part| Task::Part {
             file: Arc::clone(&file),
             first: part * CHUNK_BLOCKS,

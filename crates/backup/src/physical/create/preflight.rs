@@ -3,12 +3,15 @@
 use std::fs;
 use std::path::{Path, PathBuf};
 
+use pgmahout_postgres::connection::replication::ReplicationConnection;
 use pgmahout_types::ControlFile;
 use pgmahout_types::diagnostic::Outcome;
 use pgmahout_types::version::ServerVersion;
 
+use super::cluster::Cluster;
 use super::control;
 use super::error::CreateError;
+use super::remote::Stream;
 use super::request::CreateRequest;
 use super::server::{Server, ServerFacts};
 use crate::dump::error::Problem;
@@ -21,18 +24,117 @@ const OLDEST_MAJOR: u32 = 14;
 /// a little later than it writes the file's.
 const START_TOLERANCE: i64 = 60;
 
+/// The oldest major version that sends all archives in one copy.
+const OLDEST_REMOTE: u32 = 15;
+
 /// What the checks found to work with.
 pub(super) struct Ready {
     pub(super) server: Server,
-    pub(super) data_dir: PathBuf,
-    pub(super) control: ControlFile,
+    pub(super) cluster: Cluster,
+    pub(super) source: Source,
 }
 
-/// Connects, and looks at the server and its data directory.
+/// Where the files come from.
+pub(super) enum Source {
+    /// The data directory.
+    Directory {
+        data_dir: PathBuf,
+        control: Box<ControlFile>,
+    },
+    /// The replication protocol.
+    Stream(Box<Stream>),
+}
+
+/// Connects, and looks at the server and, where the files are read from there, its data directory.
 pub(super) async fn check(request: &CreateRequest) -> Result<Ready, CreateError> {
     let server = Server::connect(&request.connection).await?;
-    let facts = server.facts.clone();
-    let mut problems = server_problems(request, &facts);
+    let problems = server_problems(request, &server.facts);
+    let checked = if request.remote {
+        stream(&server, problems).await
+    } else {
+        directory(request, &server.facts, problems).await
+    };
+    match checked {
+        Ok((cluster, source)) => Ok(Ready {
+            server,
+            cluster,
+            source,
+        }),
+        Err(error) => {
+            server.close().await;
+            Err(error)
+        }
+    }
+}
+
+/// Opens a session that can send the files.
+async fn stream(server: &Server, mut problems: Vec<Problem>) -> Result<(Cluster, Source), CreateError> {
+    let facts = &server.facts;
+    if facts.version.major() < OLDEST_REMOTE {
+        problems.push(problem(
+            &format!(
+                "PostgreSQL {} sends its files in a way that is not understood",
+                facts.version
+            ),
+            "--remote is for PostgreSQL 15 and later: leave it out, on the server's own machine",
+            Outcome::Refused,
+        ));
+        return Err(CreateError::Preflight { problems });
+    }
+    let remote = server.remote_facts().await?;
+    if !remote.may_replicate {
+        problems.push(problem(
+            &format!(
+                "the role {} may not replicate, and so may not receive the server's files",
+                facts.role
+            ),
+            &format!(
+                "ALTER ROLE {} REPLICATION",
+                pgmahout_postgres::sql::quote_identifier(&facts.role)
+            ),
+            Outcome::Failed,
+        ));
+    }
+    if remote.max_wal_senders == 0 {
+        problems.push(problem(
+            "max_wal_senders is 0: the server sends nothing to anybody",
+            "ALTER SYSTEM SET max_wal_senders = 10, and restart the server",
+            Outcome::Refused,
+        ));
+    }
+    if !problems.is_empty() {
+        return Err(CreateError::Preflight { problems });
+    }
+    let refused = |source| CreateError::Replication {
+        doing: "begin a replication session",
+        source,
+    };
+    let mut connection = ReplicationConnection::open(&server.connection)
+        .await
+        .map_err(refused)?;
+    let identity = connection.identify().await.map_err(refused)?;
+    if identity.system != remote.cluster.system_identifier {
+        return Err(CreateError::Unexpected {
+            what: format!(
+                "the replication session reached the cluster {}, and the other session {}",
+                identity.system, remote.cluster.system_identifier
+            ),
+        });
+    }
+    let cluster = remote.cluster;
+    let stream = Stream {
+        connection,
+        facts: remote,
+    };
+    Ok((cluster, Source::Stream(Box::new(stream))))
+}
+
+/// Looks at the data directory.
+async fn directory(
+    request: &CreateRequest,
+    facts: &ServerFacts,
+    mut problems: Vec<Problem>,
+) -> Result<(Cluster, Source), CreateError> {
     let data_dir = request.data_dir.clone().or_else(|| facts.data_directory.clone());
     let looked = if let Some(data_dir) = data_dir {
         let looked = tokio::task::spawn_blocking(move || {
@@ -53,7 +155,7 @@ pub(super) async fn check(request: &CreateRequest) -> Result<Ready, CreateError>
     };
     let found = match looked {
         Some((data_dir, Ok((_, control)))) => {
-            problems.extend(directory_problems(&data_dir, &control, &facts));
+            problems.extend(directory_problems(&data_dir, &control, facts));
             Some((data_dir, control))
         }
         Some((_, Err(error))) => {
@@ -63,15 +165,14 @@ pub(super) async fn check(request: &CreateRequest) -> Result<Ready, CreateError>
         None => None,
     };
     match found {
-        Some((data_dir, control)) if problems.is_empty() => Ok(Ready {
-            server,
-            data_dir,
-            control,
-        }),
-        _ => {
-            server.close().await;
-            Err(CreateError::Preflight { problems })
-        }
+        Some((data_dir, control)) if problems.is_empty() => Ok((
+            Cluster::from(&control),
+            Source::Directory {
+                data_dir,
+                control: Box::new(control),
+            },
+        )),
+        _ => Err(CreateError::Preflight { problems }),
     }
 }
 
@@ -96,7 +197,8 @@ fn server_problems(request: &CreateRequest, facts: &ServerFacts) -> Vec<Problem>
             Outcome::Refused,
         ));
     }
-    if !facts.missing_functions.is_empty() {
+    // A base backup needs none of them.
+    if !facts.missing_functions.is_empty() && !request.remote {
         problems.push(problem(
             &format!(
                 "the role {} may not call {}",
@@ -117,7 +219,7 @@ fn server_problems(request: &CreateRequest, facts: &ServerFacts) -> Vec<Problem>
             "connect to a standby, or leave --from-standby out",
             Outcome::Refused,
         )),
-        (false, true) => problems.push(problem(
+        (false, true) if !request.remote => problems.push(problem(
             "the server is a standby",
             "say that this is meant with --from-standby, or connect to the primary",
             Outcome::Refused,

@@ -14,6 +14,9 @@ pub struct CreateRequest {
     pub connection: ConnectionParameters,
     /// Its data directory, where that is not what the server says.
     pub data_dir: Option<PathBuf>,
+    /// Whether the files come through the replication protocol, since the server's disk is out of reach. The data
+    /// directory is then not looked at, and the server may be a standby or not.
+    pub remote: bool,
     /// Whether the server is expected to be a standby. A server that is something else is refused.
     pub from_standby: bool,
     /// The primary of a standby, to make it switch WAL.
@@ -45,6 +48,7 @@ impl CreateRequest {
         Self {
             connection,
             data_dir: None,
+            remote: false,
             from_standby: false,
             primary: None,
             fast_checkpoint: true,

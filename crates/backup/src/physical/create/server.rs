@@ -54,7 +54,7 @@ pub(crate) struct ArchiverFacts {
     pub(crate) last_failed: Option<(String, String)>,
 }
 
-/// What `pg_backup_stop` gave.
+/// What `pg_backup_stop` gave, or came among the files of a base backup.
 #[derive(Debug, Clone)]
 pub(super) struct Stopped {
     /// WAL is needed up to here.
@@ -71,7 +71,7 @@ pub(super) struct Stopped {
 
 /// The session.
 pub(super) struct Server {
-    connection: Connection,
+    pub(super) connection: Connection,
     pub(super) facts: ServerFacts,
     /// 14 has the functions under other names.
     old_names: bool,
@@ -155,7 +155,7 @@ impl Server {
     }
 
     /// The names of the tablespaces, by their numbers. One that is not UTF-8 is left out.
-    async fn tablespace_names(&self) -> Result<BTreeMap<u32, String>, CreateError> {
+    pub(super) async fn tablespace_names(&self) -> Result<BTreeMap<u32, String>, CreateError> {
         let rows = self
             .connection
             .query("SELECT oid, spcname::text FROM pg_catalog.pg_tablespace", &[])
@@ -168,7 +168,7 @@ impl Server {
     }
 
     /// Whether a server that was a standby is none any more.
-    async fn was_promoted(&self) -> bool {
+    pub(super) async fn was_promoted(&self) -> bool {
         matches!(self.in_recovery().await, Ok(false))
     }
 
@@ -224,11 +224,11 @@ pub(super) async fn switch_wal(primary: &ConnectionParameters) -> Result<(), Cre
     switched.map(|_| ())
 }
 
-fn sql(doing: &'static str) -> impl FnOnce(tokio_postgres::Error) -> CreateError {
+pub(super) fn sql(doing: &'static str) -> impl FnOnce(tokio_postgres::Error) -> CreateError {
     move |source| CreateError::Sql { doing, source }
 }
 
-fn unexpected(function: &str, value: &str) -> CreateError {
+pub(super) fn unexpected(function: &str, value: &str) -> CreateError {
     CreateError::Unexpected {
         what: format!("{function} gave \"{value}\""),
     }

@@ -88,7 +88,7 @@ pub(super) struct FinishedFile<'a> {
 }
 
 impl Sink {
-    /// For so many files.
+    /// For so many files, or more.
     pub(super) fn new(files: usize, maps: PackWriter) -> Self {
         Self {
             state: Mutex::new(State {
@@ -147,7 +147,12 @@ impl Sink {
             }
         }
         let place = state.records.push(&[], &record);
-        state.places[file.number as usize] = place + 1;
+        let number = file.number as usize;
+        if number >= state.places.len() {
+            // Files that arrive are not counted before.
+            state.places.resize(number + 1, 0);
+        }
+        state.places[number] = place + 1;
         Ok(())
     }
 

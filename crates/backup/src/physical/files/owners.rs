@@ -40,6 +40,19 @@ impl Owners {
         })
     }
 
+    /// The same for an owner on another machine, whose names this one does not know.
+    pub(super) fn index_named(&mut self, uid: u32, gid: u32, user: Option<&str>, group: Option<&str>) -> u32 {
+        *self.indexes.entry((uid, gid)).or_insert_with(|| {
+            self.list.push(Owner {
+                uid,
+                gid,
+                user: user.map(str::to_owned),
+                group: group.map(str::to_owned),
+            });
+            u32::try_from(self.list.len() - 1).unwrap_or(u32::MAX)
+        })
+    }
+
     /// The owner at a place of the list.
     pub(super) fn get(&self, index: u32) -> &Owner {
         &self.list[index as usize]

@@ -31,9 +31,11 @@ use super::classify::{self, FileKind, FileVerdict, SkipReason};
 use super::owners::{Owner, Owners};
 
 mod error;
+mod received;
 mod visit;
 
 pub use error::WalkError;
+pub use received::{Attributes, ListBuilder};
 
 /// What the walk must know of the cluster.
 #[derive(Debug, Clone, PartialEq, Eq)]

@@ -127,17 +127,22 @@ pub fn judge(
     if changed {
         return Ok(Finding::Changed);
     }
+    Ok(judge_once(page, block, number, start))
+}
+
+/// Decides about a page that failed its checksum and cannot be read again: by its LSN alone.
+pub fn judge_once(page: &[u8; BLOCK_SIZE], block: u32, number: u32, start: Lsn) -> Finding {
     let bad = BadPage {
         block,
         expected: checksum::page_checksum(page, number),
         found: checksum::stored(page),
     };
     let lsn = page_lsn(page);
-    Ok(if lsn >= start {
+    if lsn >= start {
         Finding::Suspect(Suspect { page: bad, lsn })
     } else {
         Finding::Bad(bad)
-    })
+    }
 }
 
 impl Suspect {

@@ -25,10 +25,12 @@ Examples:
   pgmahout backup create --repo offsite                into one of them
   pgmahout backup create --repo /srv/pgmahout          into a directory that `pgmahout repo init` has set up
   pgmahout backup create --from-standby -h db2 --primary 'host=db1'
+  pgmahout backup create --remote -h db1 -U replicator   of a server whose disk is elsewhere
   pgmahout backup create --jobs 1 --nice 10 --rate-limit 50MB
   pgmahout backup create --annotate reason='before the migration'
 
-Run it on the server's own machine, as an account that can read the data directory (postgres or root). Every
+Run it on the server's own machine, as an account that can read the data directory (postgres or root), or
+anywhere with --remote, as a role with REPLICATION and a line for replication in pg_hba.conf. Every
 backup can be restored by itself; only pages that no older backup has are stored. The backup is listed when
 every WAL segment that it needs is in the repository.
 
@@ -44,12 +46,17 @@ pub(crate) struct Args {
     #[command(flatten)]
     server: DataDirectoryArgs,
 
-    /// Read the files of a standby.
+    /// Take the files through the replication protocol (BASE_BACKUP): for a server, primary or standby, whose
+    /// disk cannot be read from here; --data-dir is not looked at. PostgreSQL 15 and later.
+    #[arg(long)]
+    remote: bool,
+
+    /// Take the files of a standby.
     #[arg(long)]
     from_standby: bool,
 
     /// The standby's primary, as a connection string: it is asked to switch WAL at the end.
-    #[arg(long, value_name = "DSN", requires = "from_standby")]
+    #[arg(long, value_name = "DSN")]
     primary: Option<String>,
 
     /// Whether the server makes its checkpoint at once, or spread out to spare its disks [default: fast].
@@ -217,9 +224,18 @@ fn request(args: &Args, context: &Context) -> Result<CreateRequest, Failure> {
         Some(checkpoint) => checkpoint == CheckpointArg::Fast,
         None => configured.checkpoint == Checkpoint::Fast,
     };
+    let remote = args.remote || configured.remote;
+    let from_standby = args.from_standby || (configured.from_standby && !remote);
+    if primary.is_some() && !from_standby && !remote {
+        return Err(
+            Failure::new(Outcome::Usage, "--primary names the primary of a standby")
+                .hint("add --from-standby, or --remote where the server's disk is elsewhere"),
+        );
+    }
     Ok(CreateRequest {
-        data_dir: args.server.given(context)?,
-        from_standby: args.from_standby || configured.from_standby,
+        data_dir: if remote { None } else { args.server.given(context)? },
+        remote,
+        from_standby,
         primary,
         fast_checkpoint: fast,
         jobs: args
