@@ -17,7 +17,7 @@ struct Proof {
     default: u32,
 }
 
-const PROOFS: [Proof; 2] = [
+const PROOFS: [Proof; 3] = [
     Proof {
         name: "rounds",
         counts: "backups, each restored to a random target",
@@ -28,11 +28,19 @@ const PROOFS: [Proof; 2] = [
     },
     Proof {
         name: "kills",
-        counts: "kills of backups, restores, pushes, fetches and collections",
+        counts: "kills of backups, restores, pushes, fetches, collections and receivers",
         variable: "PGMAHOUT_TEST_PHYSICAL_KILLS",
         tests: "test(/^backup_kills::/)",
         cases: 2,
         default: 200,
+    },
+    Proof {
+        name: "receive",
+        counts: "kills of a synchronous receiver, six of them in the life of each server that is destroyed",
+        variable: "PGMAHOUT_TEST_RECEIVE",
+        tests: "test(/^receive_proof::/)",
+        cases: 2,
+        default: 120,
     },
 ];
 

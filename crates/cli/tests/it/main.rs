@@ -33,6 +33,7 @@ mod help;
 mod physical_scene;
 mod procedure;
 mod questions;
+mod receive_proof;
 mod repo;
 mod report;
 mod restore;

@@ -212,7 +212,7 @@ impl Diagnose for StanzaMismatch {
     fn hint(&self) -> Option<String> {
         Some(if self.upgraded {
             format!(
-                "after a major upgrade of that cluster, `pgmahout repo init --stanza {} --upgrade` takes the new one in; for another cluster choose another stanza",
+                "after a major upgrade give the new cluster a stanza of its own, with `stanza:` in the configuration and `pgmahout repo init`; {} keeps the backups from before. A stanza without any goes on with `pgmahout repo init --upgrade`",
                 self.stanza
             )
         } else {

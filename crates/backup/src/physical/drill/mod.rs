@@ -270,6 +270,7 @@ async fn hold(
         databases: Vec::new(),
         include: None,
         jobs: request.jobs,
+        received: None,
         restore_command: request.restore_command.clone(),
         start: None,
         parameters: json!({}),

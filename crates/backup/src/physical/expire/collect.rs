@@ -1,6 +1,7 @@
 //! Carrying out a plan: removing backups from the head, and collecting what is unused.
 
 use std::collections::{BTreeMap, BTreeSet};
+use std::time::{Duration, Instant, SystemTime};
 
 use futures::{StreamExt, stream};
 use jiff::Timestamp;
@@ -16,6 +17,7 @@ use tokio_util::sync::CancellationToken;
 use super::policy::{Policy, WantedWal, decide};
 use super::survey::{Survey, is_in};
 use super::{ExpireError, Plan, labels};
+use crate::physical::stanza::lease::SeenLease;
 use crate::physical::stanza::protocol::{self, References};
 use crate::physical::stanza::{
     LeaseGuard, LeaseKind, LeaseScope, PhysicalRepository, StanzaError, StanzaObject, kind, random,
@@ -23,6 +25,13 @@ use crate::physical::stanza::{
 
 /// How often garbage is looked for anew because a backup was published meanwhile.
 const ATTEMPTS: u32 = 5;
+
+/// A list of condemned objects that no head names is swept when it is as old as this: whoever wrote it did not get to
+/// the head, or the head has forgotten it.
+const ORPHANED: Duration = Duration::from_hours(24);
+
+/// How often it is looked whether somebody still reads what was removed.
+const LOOK: Duration = Duration::from_secs(1);
 
 /// How many objects are deleted at the same time.
 const AT_ONCE: usize = 8;
@@ -53,15 +62,53 @@ pub struct Leftover {
     pub why: String,
 }
 
-/// Carries out a plan. It may be interrupted at any point: the next run goes on.
+/// Who reads a backup that was just removed.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Reader {
+    /// The backup.
+    pub label: Label,
+    /// What is done with it.
+    pub kind: LeaseKind,
+    /// Where: host and process.
+    pub owner: String,
+}
+
+/// How long the collection waits for those who read backups that were just removed, before it looks for what is
+/// unused. What they still read then stays for the next run.
+pub struct Grace<'a> {
+    /// At most so long.
+    pub at_most: Duration,
+    /// Is told for whom it waits, once for each change.
+    pub waiting: &'a (dyn Fn(&[Reader]) + Sync),
+}
+
+/// Carries out a plan. It may be interrupted at any point: the next run goes on. Waits for nobody.
+///
+/// # Errors
+///
+/// As [`carry_out_with`].
+pub async fn carry_out(
+    repository: &PhysicalRepository,
+    plan: &Plan,
+    cancellation: &CancellationToken,
+) -> Result<Collected, ExpireError> {
+    let grace = Grace {
+        at_most: Duration::ZERO,
+        waiting: &|_| {},
+    };
+    carry_out_with(repository, plan, &grace, cancellation).await
+}
+
+/// Carries out a plan, and waits a while for those who read what it removes.
 ///
 /// # Errors
 ///
 /// [`StanzaError::Stale`] when the head has changed so that the plan does not hold: nothing was removed.
 /// [`ExpireError::Busy`], [`ExpireError::Interrupted`], what the storage says.
-pub async fn carry_out(
+pub async fn carry_out_with(
     repository: &PhysicalRepository,
     plan: &Plan,
+    grace: &Grace<'_>,
     cancellation: &CancellationToken,
 ) -> Result<Collected, ExpireError> {
     let guard = repository.lease(LeaseKind::Expire, LeaseScope::none()).await?;
@@ -70,7 +117,7 @@ pub async fn carry_out(
         guard: &guard,
         cancellation,
     };
-    let collected = collection.run(plan).await;
+    let collected = collection.run(plan, grace).await;
     if let Err(error) = guard.finish().await {
         tracing::debug!(%error, "the lease of the collection runs out by itself");
     }
@@ -93,7 +140,7 @@ struct Garbage {
 }
 
 impl Collection<'_> {
-    async fn run(&self, plan: &Plan) -> Result<Collected, ExpireError> {
+    async fn run(&self, plan: &Plan, grace: &Grace<'_>) -> Result<Collected, ExpireError> {
         let mut collected = Collected::default();
         let (going, keep) = (plan.retained.removed(), plan.retained.kept());
         let (removed, forgotten) = self
@@ -109,6 +156,8 @@ impl Collection<'_> {
             let name = self.repository.names().condemned(list);
             self.repository.repository().delete(&name).await?;
         }
+        self.sweep_orphans().await?;
+        self.wait_for_readers(&collected.removed, grace).await?;
         let survey = self.condemn(&plan.policy, plan, &removed, &mut collected).await?;
         self.delete_condemned(&mut collected).await?;
         self.repository.prune_heads(survey.now).await?;
@@ -119,6 +168,73 @@ impl Collection<'_> {
     fn interrupted(&self) -> Result<(), ExpireError> {
         if self.cancellation.is_cancelled() {
             return Err(ExpireError::Interrupted);
+        }
+        Ok(())
+    }
+
+    /// Removes lists of condemned objects that no head names.
+    ///
+    /// A collection that was frozen between its list and its swap may still come and put it on the head. So the
+    /// epoch is raised first, after which that swap is refused, and only then the lists go.
+    async fn sweep_orphans(&self) -> Result<(), ExpireError> {
+        self.guard.write().await?;
+        let now = self.guard.written().await?;
+        let names = self.repository.names();
+        let listed = self
+            .repository
+            .repository()
+            .list(&names.full("condemned"), self.cancellation)
+            .await?;
+        let is_old = |entry: &ObjectEntry| now.duration_since(entry.modified).is_ok_and(|age| age > ORPHANED);
+        let old: Vec<CondemnedId> = listed
+            .iter()
+            .filter(|entry| is_old(entry))
+            .filter_map(|entry| match StanzaObject::parse(names.relative(&entry.name)?)? {
+                StanzaObject::Condemned(id) => Some(id),
+                _ => None,
+            })
+            .collect();
+        let orphans = |head: &Head| -> Vec<CondemnedId> {
+            let known: BTreeSet<CondemnedId> = head.condemned.iter().map(|list| list.list).collect();
+            old.iter().filter(|id| !known.contains(id)).copied().collect()
+        };
+        if orphans(&self.repository.head().await?).is_empty() {
+            return Ok(());
+        }
+        let swept = self
+            .repository
+            .swap(|head| {
+                head.epoch = head.epoch.saturating_add(1);
+                Ok::<_, StanzaError>(orphans(head))
+            })
+            .await?;
+        for id in swept {
+            self.repository.repository().delete(&names.condemned(id)).await?;
+        }
+        Ok(())
+    }
+
+    /// Waits until nobody reads what was removed, or the grace is over.
+    async fn wait_for_readers(&self, removed: &[Label], grace: &Grace<'_>) -> Result<(), ExpireError> {
+        let end = Instant::now() + grace.at_most;
+        let mut told = Vec::new();
+        while !removed.is_empty() && Instant::now() < end {
+            self.interrupted()?;
+            let leases = self.repository.leases(Some(self.guard)).await?;
+            self.guard.write().await?;
+            let now = self.guard.written().await?;
+            let readers = readers_of(removed, &leases, now);
+            if readers.is_empty() {
+                return Ok(());
+            }
+            if readers != told {
+                (grace.waiting)(&readers);
+                told = readers;
+            }
+            tokio::select! {
+                () = self.cancellation.cancelled() => {}
+                () = tokio::time::sleep(LOOK.min(end.saturating_duration_since(Instant::now()))) => {}
+            }
         }
         Ok(())
     }
@@ -146,6 +262,10 @@ impl Collection<'_> {
             let swapped = self
                 .repository
                 .swap(|head| {
+                    // Also a sweep of lists that nobody named, ours among them.
+                    if head.epoch != survey.head.epoch {
+                        return Err(Condemning::Moved);
+                    }
                     head.condemn(id, &garbage.examined, &garbage.floors, Timestamp::now())
                         .map_err(Condemning::Head)?;
                     head.wal_window.clone_from(&garbage.window);
@@ -154,8 +274,11 @@ impl Collection<'_> {
                 .await;
             match swapped {
                 Ok(()) => return Ok(survey),
-                Err(Condemning::Head(HeadError::Unexamined { .. } | HeadError::WalNeeded { .. })) => {
-                    // A backup was published since we looked. The list is of no use any more.
+                Err(
+                    Condemning::Moved
+                    | Condemning::Head(HeadError::Unexamined { .. } | HeadError::WalNeeded { .. }),
+                ) => {
+                    // A backup was published since we looked, or another one collects. The list is of no use any more.
                     let name = self.repository.names().condemned(id);
                     self.repository.repository().delete(&name).await?;
                 }
@@ -397,6 +520,21 @@ impl Collection<'_> {
     }
 }
 
+/// Who reads which of some backups.
+fn readers_of(removed: &[Label], leases: &[SeenLease], now: SystemTime) -> Vec<Reader> {
+    let mut readers = Vec::new();
+    for seen in leases.iter().filter(|seen| seen.is_alive(now)) {
+        let Some(lease) = &seen.lease else { continue };
+        let read = removed.iter().filter(|label| seen.covers(**label));
+        readers.extend(read.map(|label| Reader {
+            label: *label,
+            kind: lease.kind,
+            owner: lease.owner.clone(),
+        }));
+    }
+    readers
+}
+
 /// What there is.
 #[derive(Default)]
 struct Listed {
@@ -421,6 +559,8 @@ impl Used {
 
 /// Why a list could not be put on the head.
 enum Condemning {
+    /// Its epoch is not the one that was looked at.
+    Moved,
     Head(HeadError),
     Stanza(StanzaError),
 }

@@ -27,7 +27,7 @@ use pgmahout_types::repository::manifest::WalRange;
 use serde::Serialize;
 use tokio_util::sync::CancellationToken;
 
-pub use collect::{Collected, Leftover, carry_out};
+pub use collect::{Collected, Grace, Leftover, Reader, carry_out, carry_out_with};
 pub use policy::{Decision, Policy, Reason, Retained};
 pub use proof::{BackupProof, WindowProof};
 pub use survey::Survey;

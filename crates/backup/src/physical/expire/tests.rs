@@ -4,6 +4,7 @@ use std::path::Path;
 use std::time::{Duration, SystemTime};
 
 use pgmahout_testkit::s3::{Fault, Rule, S3Server};
+use pgmahout_types::repository::{CondemnedId, CondemnedObjects};
 
 use super::*;
 use crate::physical::stanza::support::{self, FakeBackup, segment};
@@ -303,4 +304,103 @@ async fn without_any_backup_nothing_is_collected() {
     let collected = expire(&repository, &last(1)).await.unwrap();
     assert_eq!(collected, Collected::default());
     assert!(exists(root, &repository.names().wal(segment(9).into())));
+}
+
+#[tokio::test]
+async fn a_collection_waits_within_bounds_for_those_who_read_what_it_removes_and_says_so() {
+    let directory = tempfile::tempdir().unwrap();
+    let root = directory.path();
+    let repository = support::init(root, "main").await.unwrap().repository;
+    four(&repository).await;
+    let token = CancellationToken::new();
+    let propose = async |count| {
+        let now = Timestamp::now();
+        super::propose(&repository, &last(count), now, &TimeZone::UTC, &token)
+            .await
+            .unwrap()
+    };
+    let read = async |number| {
+        let scope = LeaseScope::label(FakeBackup::new(number).label());
+        repository.lease(LeaseKind::Restore, scope).await.unwrap()
+    };
+    let told = std::sync::Mutex::new(Vec::new());
+    let waiting = |readers: &[Reader]| told.lock().unwrap().push(readers.to_vec());
+    // Somebody who is done in time.
+    let lease = read(1).await;
+    let grace = Grace {
+        at_most: Duration::from_mins(1),
+        waiting: &waiting,
+    };
+    let plan = propose(3).await;
+    let (collected, finished) = tokio::join!(carry_out_with(&repository, &plan, &grace, &token), async {
+        while told.lock().unwrap().is_empty() {
+            tokio::time::sleep(Duration::from_millis(5)).await;
+        }
+        lease.finish().await
+    });
+    finished.unwrap();
+    assert!(collected.unwrap().being_read.is_empty());
+    let first = FakeBackup::new(1);
+    assert!(!exists(root, &repository.names().manifest(first.label())));
+    let waited_for = told.lock().unwrap()[0].clone();
+    assert_eq!(waited_for.len(), 1);
+    assert_eq!(
+        (waited_for[0].label, waited_for[0].kind),
+        (first.label(), LeaseKind::Restore)
+    );
+    // Somebody who is not.
+    let lease = read(3).await;
+    let grace = Grace {
+        at_most: Duration::from_millis(50),
+        waiting: &waiting,
+    };
+    let collected = carry_out_with(&repository, &propose(1).await, &grace, &token)
+        .await
+        .unwrap();
+    assert_eq!(collected.being_read, [FakeBackup::new(3).label()]);
+    lease.finish().await.unwrap();
+}
+
+#[tokio::test]
+async fn lists_of_condemned_objects_that_no_head_names_are_swept_and_their_writers_refused() {
+    let directory = tempfile::tempdir().unwrap();
+    let root = directory.path();
+    let repository = support::init(root, "main").await.unwrap().repository;
+    four(&repository).await;
+    expire(&repository, &last(3)).await.unwrap();
+    let named = repository.head().await.unwrap().condemned[0].list;
+    // Collections that were killed between their list and the head.
+    let orphan = async |byte| {
+        let list = CondemnedObjects::new(CondemnedId::from_bytes([byte; 16]), Timestamp::now());
+        let name = repository.names().condemned(list.id);
+        let bytes = pgmahout_store::framed::seal_bytes(
+            &repository.cipher(),
+            crate::physical::stanza::kind::CONDEMNED,
+            &name,
+            pgmahout_store::framed::FrameCodec::None,
+            &list.encode(),
+        );
+        repository
+            .repository()
+            .create_once(&name, bytes.unwrap())
+            .await
+            .unwrap();
+        root.join(name)
+    };
+    let old = orphan(1).await;
+    age(root);
+    let young = orphan(2).await;
+    let before = repository.head().await.unwrap().epoch;
+    expire(&repository, &last(3)).await.unwrap();
+    assert!(!old.exists());
+    assert!(young.exists(), "its writer may be about to put it on the head");
+    assert!(
+        root.join(repository.names().condemned(named)).exists(),
+        "backups are compared with it"
+    );
+    // Whoever wrote it and wakes up has looked at another epoch.
+    assert!(repository.head().await.unwrap().epoch > before);
+    let quiet = repository.head().await.unwrap().epoch;
+    expire(&repository, &last(3)).await.unwrap();
+    assert_eq!(repository.head().await.unwrap().epoch, quiet, "nothing was swept");
 }

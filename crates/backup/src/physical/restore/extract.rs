@@ -195,6 +195,7 @@ async fn side_files(
         databases: vec![request.database.clone()],
         include: None,
         jobs: request.jobs,
+        received: None,
         restore_command: request.restore_command.clone(),
         start: None,
         parameters: serde_json::json!({}),

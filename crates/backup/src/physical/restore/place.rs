@@ -19,6 +19,7 @@ use super::execute::{self, tree};
 use super::guard::{self, MARKER, Marker, WAITING_CONTROL};
 use super::owner::Ownership;
 use super::prepare::Shared;
+use super::received;
 use super::settings::RecoverySettings;
 
 /// Takes pg_control away and what does not belong there, and makes directories and links. Gives the number of
@@ -198,6 +199,7 @@ pub(crate) fn settings(shared: &Shared) -> Result<Vec<String>, RestoreError> {
             remove_durably(&path)?;
         }
     }
+    received::place(shared)?;
     if let Some(configuration) = &configuration {
         warnings.extend(of_configuration(configuration, data, request.standby.is_some()));
     }

@@ -5,10 +5,10 @@ use std::path::PathBuf;
 use std::sync::{Arc, Mutex, PoisonError};
 
 use pgmahout_store::framed::ObjectCipher;
-use pgmahout_types::ControlFile;
 use pgmahout_types::repository::manifest::{Area, Entry, File, Manifest, PackEntry};
 use pgmahout_types::repository::{BackupEntry, Head};
 use pgmahout_types::version::ServerVersion;
+use pgmahout_types::{ControlFile, SegmentSize};
 use tokio_util::sync::CancellationToken;
 
 use super::error::RestoreError;
@@ -20,10 +20,12 @@ use super::guard::{self, DirectoryLock, Existing};
 use super::layout::Layout;
 use super::owner::{self, Ownership};
 use super::plan::{self, Choice, RestorePlan};
+use super::received::Received;
 use super::request::{RestoreOutcome, RestoreRequest};
 use super::selection::{Selection, database};
 use super::{catalog, inventory, space};
 use crate::physical::stanza::{LeaseGuard, LeaseKind, LeaseScope, PhysicalRepository};
+use crate::physical::wal::receive::left::LeftSegment;
 
 /// Everything about one restore. Shared by its steps.
 pub(crate) struct Shared {
@@ -36,6 +38,9 @@ pub(crate) struct Shared {
     pub(crate) selection: Selection,
     /// Databases of which nothing is restored.
     pub(crate) to_drop: Vec<String>,
+    /// WAL of the way that a receiver has and the archive has not.
+    pub(crate) received: Vec<LeftSegment>,
+    pub(crate) segment_size: SegmentSize,
     pub(crate) objects: StoredObjects,
     pub(crate) cipher: ObjectCipher,
     pub(crate) lock: Mutex<Option<DirectoryLock>>,
@@ -59,9 +64,24 @@ impl Shared {
             .last()
             .and_then(|entry| repository.stanza_info().system(entry.system_identifier))
             .map_or_else(|| repository.segment_size(), |system| system.wal_segment_size);
-        let archive = inventory::archive(&repository, size, cancellation).await?;
+        let mut archive = inventory::archive(&repository, size, cancellation).await?;
+        let mut received = Received::default();
+        // A standby gets the rest from its primary.
+        if let (Some(files), None, Some(entry)) = (&request.received, &request.standby, entries.last()) {
+            let (files, system) = (files.clone(), entry.system_identifier);
+            let looked = tokio::task::spawn_blocking(move || {
+                let found = Received::look(&files, system, &mut archive);
+                (archive, found)
+            });
+            let (extended, found) = looked.await.map_err(|_| RestoreError::Thread)?;
+            (archive, received) = (extended, found?);
+        }
         let candidates: Vec<_> = entries.iter().map(|entry| inventory::candidate(entry)).collect();
-        let choice = plan::choose(&candidates, &archive, &request.aim, request.label)?;
+        let mut choice = plan::choose(&candidates, &archive, &request.aim, request.label)?;
+        choice.warnings.extend(received.warnings);
+        received
+            .segments
+            .retain(|segment| choice.received.contains(&segment.name));
         let entry = repository.backup_in(&head, choice.backup.label)?.clone();
         lease.narrow([entry.label]).await?;
         let manifest = Arc::new(repository.read_manifest(entry.label).await?);
@@ -69,6 +89,8 @@ impl Shared {
         let layout = Layout::new(&request.remap, &manifest.header)?;
         let mut shared = Self {
             objects: StoredObjects::new(repository.repository().blocking()),
+            received: received.segments,
+            segment_size: size,
             cipher: repository.cipher(),
             request,
             repository,

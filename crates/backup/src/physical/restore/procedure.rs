@@ -265,6 +265,19 @@ fn details(shared: &Shared, plan: &RestorePlan, reuse: bool) -> PlanDetails {
                 Bytes::new(plan.read)
             ),
         );
+    if let (Some(first), Some(last)) = (shared.received.first(), shared.received.last()) {
+        let what = if last.is_whole { "whole" } else { "not to its end" };
+        details = details.fact(
+            "received WAL",
+            format!(
+                "{} to {} ({what}, up to {}), which the archive has not got, from {}",
+                first.name,
+                last.name,
+                last.end,
+                first.path.parent().unwrap_or(Path::new("")).display()
+            ),
+        );
+    }
     for tablespace in shared.layout.tablespaces() {
         details = details.fact(
             format!("tablespace {}", tablespace.title()),

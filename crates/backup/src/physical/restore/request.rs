@@ -9,6 +9,7 @@ use pgmahout_types::{Lsn, TimelineId};
 use serde::{Deserialize, Serialize};
 
 use super::layout::Remap;
+use super::received::ReceiverFiles;
 use super::settings::{Archiving, StandbySettings};
 use super::target::Aim;
 
@@ -35,6 +36,8 @@ pub struct RestoreRequest {
     pub include: Option<PathBuf>,
     /// Threads.
     pub jobs: usize,
+    /// Where a receiver on this host may have WAL that no repository has; `None` where nobody looks.
+    pub received: Option<ReceiverFiles>,
     /// What the server fetches WAL with.
     pub restore_command: String,
     /// Starts the server afterwards and waits for the end of recovery.

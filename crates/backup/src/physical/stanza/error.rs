@@ -97,6 +97,18 @@ pub enum StanzaError {
         #[source]
         source: Box<StanzaMismatch>,
     },
+    /// An upgraded cluster's WAL would have the names of the old one's.
+    #[error(
+        "stanza {stanza} in repository {repository} has backups or WAL of the cluster before the upgrade, and the upgraded one's WAL has the same names"
+    )]
+    Collides {
+        /// The repository.
+        repository: String,
+        /// The stanza.
+        stanza: String,
+        /// The upgraded cluster's major version.
+        major: u32,
+    },
     /// The head is older than one that this host has seen.
     #[error(
         "repository {repository} was set back to an older state: the head of stanza {stanza} is number {found}, and this host has seen number {seen}"
@@ -247,6 +259,14 @@ impl Diagnose for StanzaError {
                     .to_owned()
             }
             Self::Mismatch { source, .. } => return source.hint(),
+            Self::Collides { stanza, major, .. } => {
+                let next = next_stanza(stanza, *major);
+                format!(
+                    "give the upgraded cluster a stanza of its own: write `stanza: {next}` into the configuration, then \
+                     `pgmahout repo init` and `pgmahout backup create`; what is in {stanza} stays, and is listed, \
+                     restored and expired with --stanza {stanza}"
+                )
+            }
             Self::RolledBack { file, .. } => match file {
                 Some(file) => format!(
                     "find out who restored or replaced the storage. If that was meant, remove {} and run the command again",
@@ -283,10 +303,25 @@ impl Diagnose for StanzaError {
             }
             Self::Mismatch { .. }
             | Self::RolledBack { .. }
+            | Self::Collides { .. }
             | Self::NoConditionalPut { .. }
             | Self::Stale(_) => Outcome::Refused,
             Self::Cancelled => Outcome::Interrupted,
             _ => Outcome::Failed,
         }
     }
+}
+
+/// A name for the stanza of a cluster after its upgrade: `main-18`; another version's number is replaced.
+fn next_stanza(stanza: &str, major: u32) -> String {
+    let base = match stanza.rsplit_once('-') {
+        Some((base, number))
+            if !base.is_empty() && number.parse::<u32>().is_ok_and(|number| number < major) =>
+        {
+            base
+        }
+        _ => stanza,
+    };
+    let room = super::StanzaName::LONGEST - 3;
+    format!("{}-{major}", &base[..base.len().min(room)])
 }

@@ -57,7 +57,7 @@ impl Descriptor {
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
 pub struct InitOptions {
     /// The stanza is taken over by a cluster after a major upgrade. One of the same or an older version is
-    /// another cluster, and refused.
+    /// another cluster, and refused; so is the upgraded one where the old one has left backups or WAL.
     pub upgrade: bool,
 }
 
@@ -81,7 +81,8 @@ impl PhysicalRepository {
     /// # Errors
     ///
     /// [`StanzaError::NoConditionalPut`] where two creates of one name could both succeed;
-    /// [`StanzaError::Mismatch`] where the stanza is another cluster's; [`StanzaError::HeadLost`] where the
+    /// [`StanzaError::Mismatch`] where the stanza is another cluster's; [`StanzaError::Collides`] where an upgrade's
+    /// WAL would; [`StanzaError::HeadLost`] where the
     /// stanza has backups but no head; what the storage says.
     pub async fn init(
         repository: Repository,
@@ -109,6 +110,12 @@ impl PhysicalRepository {
                 check_same(&description, &there.unwrap_or_else(|| info.clone()), &info)?
             }
             Some(there) if options.upgrade && is_newer(&there, &info) => {
+                check_unused(
+                    &repository,
+                    &names,
+                    info.current().map_or(0, |system| system.major),
+                )
+                .await?;
                 upgraded = true;
                 upgrade(&repository, &cipher, &names, there, &info).await?
             }
@@ -361,6 +368,22 @@ fn is_newer(there: &StanzaInfo, wanted: &StanzaInfo) -> bool {
         (Ok(there), Ok(wanted)) => wanted.major > there.major,
         _ => false,
     }
+}
+
+/// Refuses to give a stanza with backups or WAL to another cluster: names of WAL say nothing of the cluster, and an
+/// upgraded one begins on timeline 1 again, with segments and histories of names that the old one has used.
+async fn check_unused(repository: &Repository, names: &StanzaNames, major: u32) -> Result<(), StanzaError> {
+    let token = CancellationToken::new();
+    for class in ["manifest", "wal"] {
+        if !repository.list(&names.full(class), &token).await?.is_empty() {
+            return Err(StanzaError::Collides {
+                repository: repository.description().to_owned(),
+                stanza: names.stanza().to_string(),
+                major,
+            });
+        }
+    }
+    Ok(())
 }
 
 async fn upgrade(

@@ -81,6 +81,39 @@ async fn another_cluster_is_refused_and_an_upgraded_one_is_taken_in_when_told() 
     opened.check_identity(SystemIdentifier::new(1), 18).unwrap_err();
 }
 
+#[tokio::test]
+async fn an_upgraded_cluster_does_not_get_a_stanza_in_which_its_wal_would_collide() {
+    let upgraded = support::info("main", 2, 18);
+    for leave_backup in [false, true] {
+        let directory = tempfile::tempdir().unwrap();
+        let repository = support::init(directory.path(), "main").await.unwrap().repository;
+        let before = FakeBackup::new(1);
+        if leave_backup {
+            before.publish(&repository).await.unwrap();
+        } else {
+            before.put_objects(&repository).await;
+        }
+        let init_as = async |stanza: &str| {
+            PhysicalRepository::init(
+                support::local(directory.path()).await,
+                stanza.parse().unwrap(),
+                upgraded.clone(),
+                InitOptions { upgrade: true },
+                &RepositoryMemory::none(),
+            )
+            .await
+        };
+        let error = init_as("main").await.unwrap_err();
+        assert!(matches!(error, StanzaError::Collides { .. }), "{error}");
+        assert_eq!(error.outcome(), Outcome::Refused);
+        assert!(error.hint().unwrap().contains("`stanza: main-18`"));
+        // The way out, with the old ones as they were.
+        init_as("main-18").await.unwrap();
+        let opened = support::open(directory.path(), "main").await.unwrap();
+        opened.check_identity(SystemIdentifier::new(1), 15).unwrap();
+    }
+}
+
 #[tokio::test(flavor = "multi_thread", worker_threads = 4)]
 async fn changes_that_race_are_all_made_once() {
     let directory = tempfile::tempdir().unwrap();

@@ -1,10 +1,13 @@
 //! `pgmahout backup expire`.
 
 use std::fmt::Write as _;
+use std::time::Duration;
 
 use jiff::{Timestamp, tz::TimeZone};
 use pgmahout_backup::dump::expire::policy::Age;
-use pgmahout_backup::physical::expire::{self, Collected, Plan, Policy};
+use pgmahout_backup::physical::expire::{self, Collected, Grace, Plan, Policy, Reader};
+use pgmahout_backup::physical::stanza::LeaseKind;
+use pgmahout_config::quantity;
 use pgmahout_config::settings::Retention;
 use pgmahout_procedure::confirm::{Confirm as _, ConfirmError, Question};
 use pgmahout_types::diagnostic::Outcome;
@@ -17,6 +20,9 @@ use crate::ExitStatus;
 use crate::context::{ConfirmationArgs, Context};
 use crate::failure::Failure;
 use crate::printer::Align;
+
+/// How long a collection waits for readers where nothing else is said.
+const GRACE: Duration = Duration::from_secs(10);
 
 /// Remove the backups, and the WAL, that a retention policy no longer keeps.
 ///
@@ -56,6 +62,11 @@ pub(crate) struct Args {
     #[arg(long, value_name = "AGE")]
     recovery_window: Option<Age>,
 
+    /// Wait at most so long for those who read a backup that was removed; what they still read then stays for the
+    /// next run [default: 10s].
+    #[arg(long, value_name = "TIME")]
+    grace: Option<String>,
+
     #[command(flatten)]
     repository: RepositoryArgs,
 
@@ -81,12 +92,25 @@ pub(crate) async fn run(args: Args, context: &Context) -> Result<ExitStatus, Fai
         .map(|(_, plan)| plan.retained.removed().len())
         .sum();
     let segments: u64 = proposals.iter().map(|(_, plan)| plan.wal_segments).sum();
+    let at_most = match &args.grace {
+        None => GRACE,
+        Some(text) => quantity::duration(text).ok_or_else(|| {
+            Failure::new(Outcome::Usage, format!("\"{text}\" is not a length of time"))
+                .hint("write for example 0s, 90s, 30min or 2h")
+        })?,
+    };
+    let waiting = |readers: &[Reader]| waiting(readers, at_most, context);
+    let grace = Grace {
+        at_most,
+        waiting: &waiting,
+    };
     let agreed = !args.confirmation.dry_run && confirmed(&args, going, segments, context)?;
     let mut results = Vec::new();
     let mut left = 0;
     for (opened, plan) in &proposals {
         let collected = if agreed {
-            let collected = expire::carry_out(&opened.repository, plan, &context.cancellation).await?;
+            let collected =
+                expire::carry_out_with(&opened.repository, plan, &grace, &context.cancellation).await?;
             if !printer.wants_json() {
                 report(opened, &collected, context);
             }
@@ -112,6 +136,33 @@ pub(crate) async fn run(args: Args, context: &Context) -> Result<ExitStatus, Fai
         printer.note("what the storage would not delete is tried again by the next run");
     }
     Ok(ExitStatus::SUCCESS)
+}
+
+/// Says for whom the collection waits.
+fn waiting(readers: &[Reader], at_most: Duration, context: &Context) {
+    if readers.is_empty() {
+        return;
+    }
+    let who: Vec<String> = readers
+        .iter()
+        .map(|reader| format!("{} of {} on {}", word(reader.kind), reader.label, reader.owner))
+        .collect();
+    context.printer.note(&format!(
+        "waiting up to {} for those who still read what was removed: {}",
+        HumanDuration(at_most),
+        who.join(", ")
+    ));
+}
+
+fn word(kind: LeaseKind) -> &'static str {
+    match kind {
+        LeaseKind::Backup => "a backup on top",
+        LeaseKind::Restore => "a restore",
+        LeaseKind::Verify => "a verification",
+        LeaseKind::Drill => "a drill",
+        LeaseKind::Copy => "a copy",
+        LeaseKind::Expire | LeaseKind::Other => "a reader",
+    }
 }
 
 /// Asks, unless nothing but unused objects can go.
@@ -155,15 +206,7 @@ fn policy(args: &Args, opened: &Opened) -> Result<Policy, Failure> {
     } else {
         Some(&given)
     };
-    let policy = retention.map(|retention| Policy {
-        last: retention.keep_last.unwrap_or(0),
-        daily: retention.keep_daily.unwrap_or(0),
-        weekly: retention.keep_weekly.unwrap_or(0),
-        monthly: retention.keep_monthly.unwrap_or(0),
-        within: retention.keep_within,
-        recovery_window: retention.recovery_window,
-        ..Policy::NOTHING
-    });
+    let policy = retention.map(policy_of);
     policy.filter(|policy| !policy.keeps_nothing()).ok_or_else(|| {
         Failure::new(
             Outcome::Usage,
@@ -174,6 +217,19 @@ fn policy(args: &Args, opened: &Opened) -> Result<Policy, Failure> {
              give --keep-last, --keep-daily, --keep-weekly, --keep-monthly, --keep-within or --recovery-window",
         )
     })
+}
+
+/// What a retention of the configuration means.
+pub(crate) fn policy_of(retention: &Retention) -> Policy {
+    Policy {
+        last: retention.keep_last.unwrap_or(0),
+        daily: retention.keep_daily.unwrap_or(0),
+        weekly: retention.keep_weekly.unwrap_or(0),
+        monthly: retention.keep_monthly.unwrap_or(0),
+        within: retention.keep_within,
+        recovery_window: retention.recovery_window,
+        ..Policy::NOTHING
+    }
 }
 
 fn render(opened: &Opened, plan: &Plan, context: &Context) {

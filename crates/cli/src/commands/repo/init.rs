@@ -30,7 +30,7 @@ use crate::failure::Failure;
 Examples:
   pgmahout repo init                              every configured repository
   pgmahout repo init --repo /srv/pgmahout --stanza shop -h /run/postgresql -U postgres
-  pgmahout repo init --upgrade                    after pg_upgrade: the stanza goes on with the new cluster")]
+  pgmahout repo init --stanza shop-18             after pg_upgrade: a stanza for the new cluster; the old one stays")]
 pub(crate) struct Args {
     #[command(flatten)]
     repository: RepositoryArgs,
@@ -45,7 +45,8 @@ pub(crate) struct Args {
     #[arg(long)]
     single_writer: bool,
 
-    /// The cluster was upgraded to a new major version: give it the stanza of the old one.
+    /// The cluster was upgraded to a new major version: give it the stanza of the old one, which must have neither
+    /// backups nor WAL yet. Names of WAL begin anew with an upgrade, so that anything else would collide.
     #[arg(long)]
     upgrade: bool,
 }

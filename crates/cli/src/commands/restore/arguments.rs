@@ -82,6 +82,7 @@ pub(super) fn of(args: &Args, context: &Context) -> Result<Vec<String>, Failure>
     option("timezone", target.timezone.clone());
     option("wal-dir", path(&place.wal_dir));
     option("include", path(&place.include));
+    option("received", path(&place.received));
     option("jobs", place.jobs.map(|jobs| jobs.to_string()));
     option(
         "data-dir",
@@ -110,6 +111,7 @@ pub(super) fn of(args: &Args, context: &Context) -> Result<Vec<String>, Failure>
         (target.target_exclusive, "--target-exclusive"),
         (place.delta, "--delta"),
         (place.keep_old, "--keep-old"),
+        (place.primary_gone, "--primary-gone"),
         (server.start, "--start"),
         (server.as_standby, "--as-standby"),
     ] {

@@ -9,7 +9,7 @@ use std::time::Duration;
 
 use clap::Args as ClapArgs;
 use pgmahout_backup::physical::restore::{
-    Archiving, KIND, Remap, Restore, RestoreRequest, StandbySettings, StartRequest, Wanted,
+    Archiving, KIND, ReceiverFiles, Remap, Restore, RestoreRequest, StandbySettings, StartRequest, Wanted,
 };
 use pgmahout_config::quantity;
 use pgmahout_procedure::{Ended, Procedure, Registry, RunOptions, Runner, StepError, Surroundings};
@@ -18,6 +18,7 @@ use pgmahout_types::repository::Label;
 use serde_json::json;
 
 use super::physical::{DataDirectoryArgs, RepositoryArgs};
+use super::wal::receive;
 use crate::ExitStatus;
 use crate::context::{ConfirmationArgs, Context};
 use crate::failure::Failure;
@@ -146,6 +147,16 @@ struct PlaceArgs {
     /// Put files that were backed up from outside the data directory below this directory.
     #[arg(long, value_name = "DIRECTORY")]
     include: Option<PathBuf>,
+
+    /// Where `pgmahout wal receive` keeps its files [default: wal.receive.directory, else in the state directory].
+    /// What no repository has yet is taken from there; the segment that was being received only when its server does
+    /// not answer.
+    #[arg(long, value_name = "DIRECTORY")]
+    received: Option<PathBuf>,
+
+    /// The primary is gone, or fenced, though something answers at its address: take the receiver's last segment.
+    #[arg(long)]
+    primary_gone: bool,
 
     /// Threads [default: the number of processors].
     #[arg(short = 'j', long, value_name = "NUMBER", value_parser = clap::value_parser!(u32).range(1..=256))]
@@ -279,6 +290,7 @@ fn request(args: &Args, context: &Context) -> Result<RestoreRequest, Failure> {
         databases: place.databases.clone(),
         include: place.include.clone(),
         jobs: place.jobs(),
+        received: receiver_files(args, context)?,
         restore_command: match &server.restore_command {
             Some(command) => command.clone(),
             None => arguments::restore_command(args, context)?,
@@ -295,6 +307,20 @@ fn request(args: &Args, context: &Context) -> Result<RestoreRequest, Failure> {
         },
         parameters: json!({ "arguments": arguments::of(args, context)? }),
     })
+}
+
+/// Where a receiver of this host has its files; `None` where this host has no place for them.
+fn receiver_files(args: &Args, context: &Context) -> Result<Option<ReceiverFiles>, Failure> {
+    let settings = context.settings()?;
+    let directory = match &args.place.received {
+        Some(directory) => Some(directory.clone()),
+        None => receive::directory(&args.repository.stanza(settings)?, settings).ok(),
+    };
+    Ok(directory.map(|directory| ReceiverFiles {
+        directory,
+        is_named: args.place.received.is_some(),
+        primary_gone: args.place.primary_gone,
+    }))
 }
 
 async fn prepare(args: &Args, context: &Context) -> Result<Restore, Failure> {

@@ -4,7 +4,7 @@ mod enable;
 mod fetch;
 mod list;
 mod push;
-mod receive;
+pub(crate) mod receive;
 mod verify;
 
 use std::ffi::OsString;

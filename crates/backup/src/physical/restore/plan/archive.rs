@@ -13,6 +13,8 @@ pub struct Archive {
     /// When each segment was archived, by timeline and number.
     segments: BTreeMap<(TimelineId, u64), Timestamp>,
     histories: BTreeMap<TimelineId, TimelineHistory>,
+    /// Segments that a receiver has and the archive has not, and where what is in them ends.
+    received: BTreeMap<SegmentName, Lsn>,
 }
 
 /// A part of the way that recovery takes: WAL of one timeline.
@@ -53,7 +55,28 @@ impl Archive {
             size,
             segments: BTreeMap::new(),
             histories: BTreeMap::new(),
+            received: BTreeMap::new(),
         }
+    }
+
+    /// Adds a segment that is not in the archive, with WAL up to `end`.
+    pub fn add_received(&mut self, segment: SegmentName, at: Timestamp, end: Lsn) {
+        self.add(segment, at);
+        self.received.insert(segment, end);
+    }
+
+    /// Takes such a segment away again.
+    pub fn remove(&mut self, segment: SegmentName) {
+        if self.received.remove(&segment).is_some()
+            && let Ok(number) = segment.number(self.size)
+        {
+            self.segments.remove(&(segment.timeline(), number));
+        }
+    }
+
+    /// Whether a segment is not in the archive, but a receiver's.
+    pub fn is_received(&self, segment: SegmentName) -> bool {
+        self.received.contains_key(&segment)
     }
 
     /// Adds a segment and when it was archived. Names of segments of another size are passed over.
@@ -156,7 +179,10 @@ impl Archive {
                 };
             };
             let Some(&at) = self.segments.get(&(timeline, number)) else {
-                let end = Lsn::new(number.saturating_mul(self.size.bytes())).max(start);
+                // An unfinished segment is always the last one.
+                let unfinished = segments.last().and_then(|last| self.received.get(last).copied());
+                let end = unfinished.unwrap_or(Lsn::new(number.saturating_mul(self.size.bytes())));
+                let end = end.max(start);
                 return Reach {
                     end,
                     missing: name,

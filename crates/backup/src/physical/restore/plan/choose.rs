@@ -40,6 +40,9 @@ pub struct Choice {
     pub path: Vec<Stretch>,
     /// The WAL that may be needed, which is all there and contiguous.
     pub wal: WalRange,
+    /// Segments of it that a receiver on this host has, and the archive not yet.
+    #[serde(skip_serializing_if = "Vec::is_empty")]
+    pub received: Vec<SegmentName>,
     /// What a person should know of it.
     pub warnings: Vec<String>,
 }
@@ -312,6 +315,7 @@ impl<'a> Way<'a> {
             timeline: self.timeline,
             path: self.path.clone(),
             wal: self.range(last),
+            received: self.received(),
             warnings,
         })
     }
@@ -387,6 +391,13 @@ impl<'a> Way<'a> {
             is_gap: self.reach.behind_gap.is_some(),
             other,
         }
+    }
+
+    fn received(&self) -> Vec<SegmentName> {
+        let segments = self.reach.segments.iter().copied();
+        segments
+            .filter(|segment| self.archive.is_received(*segment))
+            .collect()
     }
 
     /// The segments up to the one that holds `last`, else all.
