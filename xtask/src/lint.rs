@@ -3,6 +3,7 @@
 
 mod direction;
 mod links;
+mod rules;
 mod size;
 mod words;
 
@@ -17,7 +18,7 @@ pub(crate) fn run(arguments: &[String]) -> Result<()> {
     if let Some(argument) = arguments.first() {
         return Err(crate::Refusal(format!("lint takes no argument, not `{argument}`")).into());
     }
-    let checks: [(&str, Check); 8] = [
+    let checks: [(&str, Check); 9] = [
         ("formatting", formatting),
         ("crate directions", || {
             report(&direction::check(&direction::packages(&metadata()?)))
@@ -25,6 +26,7 @@ pub(crate) fn run(arguments: &[String]) -> Result<()> {
         ("links in the documentation", || {
             report(&links::check(&root(), &files()?))
         }),
+        ("tests that the documentation names", || report(&rules::check(&root()))),
         ("words that do not belong here", || {
             report(&words::check(&root(), &files()?))
         }),
