@@ -4,6 +4,7 @@
 //! server's page cache. [`page`] knows PostgreSQL's data pages: their checksums, their identity by content,
 //! and what a page that fails its checksum means while the server is writing.
 
+pub mod copy;
 pub mod create;
 pub mod drill;
 pub mod expire;

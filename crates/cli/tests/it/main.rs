@@ -35,6 +35,7 @@ mod procedure;
 mod questions;
 mod receive_proof;
 mod repo;
+mod repo_copy;
 mod report;
 mod restore;
 mod role;

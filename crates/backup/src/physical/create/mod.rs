@@ -65,6 +65,8 @@ use serde::Serialize;
 use tokio_util::sync::CancellationToken;
 
 pub use error::CreateError;
+pub(super) use pack::PackedFrame;
+pub(super) use parent::{MapReader, file_id};
 pub use request::{CreateRequest, default_jobs};
 
 use super::page::verify::BadPage;

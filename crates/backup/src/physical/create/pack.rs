@@ -81,11 +81,11 @@ pub(super) struct PackSettings {
 
 /// A frame in a pack.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub(super) struct PackedFrame {
+pub(in crate::physical) struct PackedFrame {
     /// The pack.
-    pub(super) pack: PackId,
+    pub(in crate::physical) pack: PackId,
     /// Where in it.
-    pub(super) location: FrameLocation,
+    pub(in crate::physical) location: FrameLocation,
 }
 
 /// Where a block went: which of the frames since the last [`PackWriter::take_frames`], and where in it.

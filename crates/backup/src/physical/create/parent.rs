@@ -273,7 +273,7 @@ fn is_scattered(map: &PageMap, id: FileId) -> bool {
 }
 
 /// What tells a file apart in the index of a pack.
-pub(super) fn file_id(key: &[u8; 32], path: &[u8]) -> FileId {
+pub(in crate::physical) fn file_id(key: &[u8; 32], path: &[u8]) -> FileId {
     let hash = blake3::keyed_hash(key, path);
     let first = hash.as_bytes().first_chunk().copied().unwrap_or_default();
     FileId::from_le_bytes(first)
@@ -282,7 +282,7 @@ pub(super) fn file_id(key: &[u8; 32], path: &[u8]) -> FileId {
 /// Reads frames of packs of maps.
 ///
 /// Memory: at most 16 pieces of 1 MiB, or of one frame where that is longer.
-struct MapReader {
+pub(in crate::physical) struct MapReader {
     repository: BlockingRepository,
     state: Mutex<Pieces>,
 }
@@ -295,14 +295,19 @@ struct Pieces {
 }
 
 impl MapReader {
-    fn new(repository: BlockingRepository) -> Self {
+    pub(in crate::physical) fn new(repository: BlockingRepository) -> Self {
         Self {
             repository,
             state: Mutex::default(),
         }
     }
 
-    fn read(&self, pack: &PackEntry, frame: PackedFrame) -> Result<StoredMap, CreateError> {
+    /// Reads one map. For blocking threads.
+    pub(in crate::physical) fn read(
+        &self,
+        pack: &PackEntry,
+        frame: PackedFrame,
+    ) -> Result<StoredMap, CreateError> {
         let repository = self.repository.repository();
         let name = repository.map_name(pack.id);
         let (opener, known) = {

@@ -104,6 +104,7 @@ impl Survey {
                     .objects_since
                     .map_or(SystemTime::UNIX_EPOCH, SystemTime::from),
             ),
+            Some(lease) if lease.kind == LeaseKind::Copy => lease.objects_since.map(SystemTime::from),
             Some(_) => None,
         });
         begun.min().map_or(day_ago, |begun| begun.min(day_ago))

@@ -236,7 +236,7 @@ impl PhysicalRepository {
             Arc::clone(&guard.state),
             guard.stop.clone(),
         ));
-        if kind == LeaseKind::Backup {
+        if matches!(kind, LeaseKind::Backup | LeaseKind::Copy) {
             // From now on by the storage's clock; a second less for clocks without fractions.
             let written = guard.written().await?;
             let since = written.checked_sub(Duration::from_secs(2)).unwrap_or(written);

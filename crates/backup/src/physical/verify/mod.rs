@@ -32,7 +32,7 @@ mod error;
 mod index_cache;
 mod memory;
 mod objects;
-mod pack;
+pub(super) mod pack;
 mod plan;
 mod references;
 mod small;

@@ -168,6 +168,15 @@ impl<'a> Pack<'a> {
     /// Opens every frame and hashes every block. The frames must lie one behind the other from the header to the
     /// index: nothing in the object is left out.
     fn check(&self, key: &[u8; 32]) -> Result<PackIndex, Problem> {
+        self.each_frame(key, &mut |_, _| {})
+    }
+
+    /// The same, and gives the content of every frame that is whole away.
+    fn each_frame(
+        &self,
+        key: &[u8; 32],
+        visit: &mut dyn FnMut(&IndexedFrame, &[u8]),
+    ) -> Result<PackIndex, Problem> {
         let (index, trailer) = self.index()?;
         let mut lost = BTreeMap::new();
         let mut raw = Vec::new();
@@ -193,8 +202,9 @@ impl<'a> Pack<'a> {
                 Err(error) if error.is_damage() => Some(error.to_string()),
                 Err(error) => return Err(Problem::of(self.name, "a frame cannot be opened", error)),
             };
-            if let Some(problem) = problem {
-                lost.insert(location.index, problem);
+            match problem {
+                Some(problem) => drop(lost.insert(location.index, problem)),
+                None => visit(frame, &raw),
             }
         }
         if expected != (trailer.frames.saturating_sub(1), trailer.offset) {
@@ -211,26 +221,64 @@ impl<'a> Pack<'a> {
 /// The first block of a frame that has not the hash that the index notes.
 fn wrong_block(frame: &IndexedFrame, raw: &[u8], key: &[u8; 32]) -> Option<String> {
     let blocks = blocks(frame);
-    for (at, (offset, hash)) in blocks.iter().enumerate() {
-        // The last block of a file may be short: the next one follows at once.
-        let next = blocks.get(at + 1).map_or(raw.len(), |(next, _)| *next as usize);
-        let begin = *offset as usize;
-        let end = next.min(begin + BLOCK_SIZE as usize);
-        let is_right = raw
-            .get(begin..end)
-            .is_some_and(|block| PageHash::of(key, block) == *hash);
-        if !is_right {
-            return Some(format!(
+    blocks.iter().enumerate().find_map(|(at, (offset, hash))| {
+        let is_right = block(&blocks, at, raw).is_some_and(|block| PageHash::of(key, block) == *hash);
+        (!is_right).then(|| {
+            format!(
                 "frame {}: the block at byte {offset} of its content has another hash than was noted",
                 frame.location.index
-            ));
-        }
-    }
-    None
+            )
+        })
+    })
+}
+
+/// The content of one of the blocks of a frame.
+fn block<'a>(blocks: &[(u32, PageHash)], at: usize, raw: &'a [u8]) -> Option<&'a [u8]> {
+    // The last block of a file may be short: the next one follows at once.
+    let next = blocks.get(at + 1).map_or(raw.len(), |(next, _)| *next as usize);
+    let begin = blocks.get(at)?.0 as usize;
+    raw.get(begin..next.min(begin + BLOCK_SIZE as usize))
+}
+
+/// The hashes of the blocks of a frame under another key, by where they begin.
+pub(in crate::physical) fn hashes_under(
+    frame: &IndexedFrame,
+    raw: &[u8],
+    key: &[u8; 32],
+) -> BTreeMap<u32, PageHash> {
+    let blocks = blocks(frame);
+    (0..blocks.len())
+        .filter_map(|at| Some((blocks.get(at)?.0, PageHash::of(key, block(&blocks, at, raw)?))))
+        .collect()
+}
+
+/// Why a pack cannot be used.
+pub(in crate::physical) enum Unsound {
+    /// It is not as it was written: what is wrong.
+    Damaged(String),
+    /// It cannot be known.
+    Unable(FramedError),
+}
+
+/// Proves a pack as a verification does, and gives the content of every frame away. Computes on the caller's thread.
+pub(in crate::physical) fn open_each(
+    cipher: &ObjectCipher,
+    key: &[u8; 32],
+    entry: &PackEntry,
+    name: &str,
+    bytes: &[u8],
+    visit: &mut dyn FnMut(&IndexedFrame, &[u8]),
+) -> Result<PackIndex, Unsound> {
+    Pack::new(cipher, entry, name, bytes)
+        .and_then(|pack| pack.each_frame(key, visit))
+        .map_err(|problem| match problem {
+            Problem::Damaged(damage) => Unsound::Damaged(damage.text()),
+            Problem::Unable(_, source) => Unsound::Unable(source),
+        })
 }
 
 /// The blocks of a frame: where each begins in its content, and its hash.
-pub(super) fn blocks(frame: &IndexedFrame) -> Vec<(u32, PageHash)> {
+pub(in crate::physical) fn blocks(frame: &IndexedFrame) -> Vec<(u32, PageHash)> {
     let mut blocks: Vec<(u32, PageHash)> = frame
         .runs
         .iter()

@@ -155,7 +155,7 @@ fn notes(backup: &BackupEntry, palette: Palette) -> String {
 }
 
 /// A time for people, in their zone.
-pub(super) fn time(at: Timestamp) -> String {
+pub(crate) fn time(at: Timestamp) -> String {
     at.to_zoned(TimeZone::system())
         .strftime("%Y-%m-%d %H:%M:%S")
         .to_string()

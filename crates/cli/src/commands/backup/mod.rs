@@ -8,6 +8,9 @@ mod list;
 mod show;
 mod verify;
 
+pub(crate) use expire::policy_of;
+pub(crate) use list::time;
+
 use crate::ExitStatus;
 use crate::context::Context;
 use crate::failure::Failure;

@@ -1,6 +1,7 @@
 //! `pgmahout repo`.
 
 mod check;
+mod copy;
 mod info;
 mod init;
 mod keys;
@@ -16,6 +17,7 @@ pub(crate) enum Command {
     Init(init::Args),
     Check(check::Args),
     Info(info::Args),
+    Copy(copy::Args),
     #[command(subcommand)]
     Keys(keys::Command),
 }
@@ -25,6 +27,7 @@ pub(crate) async fn run(command: Command, context: &Context) -> Result<ExitStatu
         Command::Init(args) => init::run(args, context).await,
         Command::Check(args) => check::run(args, context).await,
         Command::Info(args) => info::run(args, context).await,
+        Command::Copy(args) => Box::pin(copy::run(args, context)).await,
         Command::Keys(command) => keys::run(command, context).await,
     }
 }

@@ -242,6 +242,10 @@ async fn copies(context: &Context) -> Result<Verdict, Failure> {
     };
     Ok(Finding::new(status, evidence)
         .measured(Measure::count(copies as i64))
-        .hint("copy the newest to a second repository elsewhere: pgmahout dump copy ID --to s3://...")
+        .hint(if good.iter().any(|backup| backup.kind == "physical") {
+            "copy them to a second repository elsewhere: pgmahout repo copy --from NAME --to NAME"
+        } else {
+            "store the next one in a second repository elsewhere: pgmahout dump create --repo s3://BUCKET/PREFIX"
+        })
         .into())
 }
