@@ -130,6 +130,7 @@ fn peak() -> u64 {
 
 #[test]
 #[ignore = "takes half a minute without --release"]
+#[expect(clippy::disallowed_methods, reason = "it measures")]
 fn a_manifest_of_a_million_files_takes_seconds_and_little_memory() {
     let (input, output) = std::io::pipe().expect("a pipe");
     let begun = Instant::now();
