@@ -26,7 +26,8 @@ Usage: cargo xtask <COMMAND>
 
   demo [ARGS]             install PostgreSQL where it is missing, build the release, run `pgmahout demo ARGS`
   test [FILTER] [-- ARGS] install what the tests need, run every test, or those whose names contain FILTER
-  lint                    formatting, clippy, crate directions, documentation, links, file sizes
+  lint                    formatting, clippy, crate directions, documentation, links, the tests that docs/backup-rules.md
+                          names, file sizes
   fuzz [TARGET] [--seconds N]
                           fuzz one parser, or each for N seconds (30)
   bench backup [--peer PGBACKREST] [--scale GIB] [--rounds N] [--segments N] [--files N] [--log FILE]
@@ -35,6 +36,7 @@ Usage: cargo xtask <COMMAND>
                           rows: full, incremental, restore, delta, push, fetch, files
   proof rounds [N]        N backups (40) under load, each restored to a random target, row by row
   proof kills [N]         N kills (200) of backups, restores, pushes, fetches and collections
+  proof upheavals [N]     N backups (60) across upheavals, each restored; relations over 1 GiB replayed
   bench dump [--scale GIB] [--rounds N]
                           speed and memory of dumps against pg_dump | gzip and pg_dump | zstd
   bench health [--tables N] [--rounds N]
