@@ -464,6 +464,12 @@ async fn who_removes_backup_label_gets_no_server(#[values(Major::V15, Major::V18
     let away = copy.root_dir().join("backup_label");
     fs::rename(&label, &away).expect("renamed");
     copy.settle(&[]);
+    // All WAL that there is lies ready, as after a copy of the whole directory.
+    for entry in fs::read_dir(&scene.archive).expect("readable").flatten() {
+        let segment = copy.data_dir().join("pg_wal").join(entry.file_name());
+        fs::copy(entry.path(), &segment).expect("copied");
+        copy.account().own(&segment);
+    }
     for with_signal in [true, false] {
         if !with_signal {
             fs::remove_file(copy.data_dir().join("recovery.signal")).expect("removed");
