@@ -17,7 +17,7 @@ struct Proof {
     default: u32,
 }
 
-const PROOFS: [Proof; 3] = [
+const PROOFS: [Proof; 4] = [
     Proof {
         name: "rounds",
         counts: "backups, each restored to a random target",
@@ -41,6 +41,14 @@ const PROOFS: [Proof; 3] = [
         tests: "test(/^receive_proof::/)",
         cases: 2,
         default: 120,
+    },
+    Proof {
+        name: "upheavals",
+        counts: "backups with upheavals before or during each, restored from any to any, and all else that happens to clusters",
+        variable: "PGMAHOUT_TEST_UPHEAVALS",
+        tests: "test(/^backup_upheavals::/)",
+        cases: 2,
+        default: 60,
     },
 ];
 

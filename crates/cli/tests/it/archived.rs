@@ -56,12 +56,7 @@ impl Archived {
             .data_checksums(true)
             .setting("track_commit_timestamp", "on")
             .setting("wal_level", "replica")
-            .archive_command(&format!(
-                "PGMAHOUT_CONFIG={} PGMAHOUT_STATE_DIR={} {} wal push %p",
-                configuration.display(),
-                state.display(),
-                proc::reachable(env!("CARGO_BIN_EXE_pgmahout")).display()
-            ));
+            .archive_command(&archive_command(&configuration, &state));
         let server = settings(builder).start().await;
         let scene = Self {
             server,
@@ -111,6 +106,21 @@ impl Archived {
         self.sandbox.file(name, content)
     }
 
+    /// An archive_command into the repository for another host: it remembers in a place of its own.
+    pub(crate) fn archive_command_elsewhere(&self, host: &str) -> String {
+        archive_command(&self.configuration, &self.sandbox.directory(host))
+    }
+
+    /// The configuration file, to be changed.
+    pub(crate) fn configuration(&self) -> &Path {
+        &self.configuration
+    }
+
+    /// Another, empty directory for the server's account: what a host remembers, or a disk.
+    pub(crate) fn directory(&self, name: &str) -> PathBuf {
+        self.sandbox.directory(name)
+    }
+
     /// The program at this server and its repository.
     pub(crate) fn pgmahout(&self, arguments: &[&str]) -> Pgmahout {
         self.pgmahout_at(&self.server, arguments)
@@ -158,14 +168,28 @@ impl Archived {
             .run()
             .await
             .expect_status(0);
-        copy.settle(&[]);
-        copy.start_again().await;
-        poll::until(PATIENCE, "the end of recovery", async || {
-            copy.query_text("postgres", "SELECT pg_is_in_recovery()").await == "f"
-        })
-        .await;
+        recovered(&copy).await;
         copy
     }
+}
+
+/// Starts a restored server and waits for the end of recovery.
+pub(crate) async fn recovered(copy: &Postgres) {
+    copy.settle(&[]);
+    copy.start_again().await;
+    poll::until(PATIENCE, "the end of recovery", async || {
+        copy.query_text("postgres", "SELECT pg_is_in_recovery()").await == "f"
+    })
+    .await;
+}
+
+fn archive_command(configuration: &Path, state: &Path) -> String {
+    format!(
+        "PGMAHOUT_CONFIG={} PGMAHOUT_STATE_DIR={} {} wal push %p",
+        configuration.display(),
+        state.display(),
+        proc::reachable(env!("CARGO_BIN_EXE_pgmahout")).display()
+    )
 }
 
 /// Ends a server's current segment and waits until all its WAL up to now is archived.

@@ -34,6 +34,19 @@ const KINDS: [TargetKind; 6] = [
     TargetKind::Immediate,
 ];
 
+/// How the files of a backup are read. All but the first are incremental.
+#[derive(Debug, Clone, Copy)]
+enum Files {
+    /// The directory of the primary.
+    Local,
+    /// The directory of the standby.
+    Standby,
+    /// Through the replication protocol.
+    Remote,
+}
+
+const FILES: [Files; 3] = [Files::Local, Files::Standby, Files::Remote];
+
 /// A small generator of numbers: the rounds of one seed are always the same.
 struct Numbers(u64);
 
@@ -88,8 +101,8 @@ async fn a_restore_to_any_target_has_exactly_the_rows_that_were_committed_by_the
         upheaval(&scene.server, numbers.next(8), round).await;
         let recorder = Recorder::start(&scene.server, DATABASE).await;
         recorder.wait_for(SOME).await;
-        let from_standby = round % 2 == 1;
-        let backup = backup(&scene, from_standby.then_some(&standby)).await;
+        let files = FILES[(round + seed as usize) % FILES.len()];
+        let backup = backup(&scene, files, &standby).await;
         recorder.wait_for(SOME).await;
         commits.extend(recorder.stop().await);
         let name = format!("point_{round}");
@@ -112,7 +125,7 @@ async fn a_restore_to_any_target_has_exactly_the_rows_that_were_committed_by_the
         let (arguments, rows) = target(kind, chosen, &name, &commits, at_name, backup.stop);
         let arguments: Vec<&str> = arguments.iter().map(String::as_str).collect();
         let context = format!(
-            "round {round}, backup {}, target {kind:?} {arguments:?}",
+            "round {round}, {files:?} backup {}, target {kind:?} {arguments:?}",
             backup.label
         );
         let copy = scene.restored(&arguments).await;
@@ -206,9 +219,9 @@ struct Backup {
     stop: u64,
 }
 
-async fn backup(scene: &Archived, standby: Option<&Postgres>) -> Backup {
-    let command = match standby {
-        Some(standby) => scene
+async fn backup(scene: &Archived, files: Files, standby: &Postgres) -> Backup {
+    let command = match files {
+        Files::Standby => scene
             .pgmahout_at(
                 standby,
                 &["backup", "create", "--json", "--from-standby", "--data-dir"],
@@ -216,7 +229,8 @@ async fn backup(scene: &Archived, standby: Option<&Postgres>) -> Backup {
             .arg(standby.data_dir())
             .arg("--primary")
             .arg(scene.server.dsn(DATABASE)),
-        None => scene.pgmahout(&["backup", "create", "--json"]),
+        Files::Local => scene.pgmahout(&["backup", "create", "--json"]),
+        Files::Remote => scene.pgmahout(&["backup", "create", "--json", "--remote"]),
     };
     let output = command.run().await.expect_status(0).stdout;
     let json: serde_json::Value = serde_json::from_str(&output).expect("one JSON object");
@@ -272,23 +286,31 @@ async fn upheaval(server: &Postgres, kind: usize, round: usize) {
 
 /// pg_amcheck, a whole pg_dump, and after a clean stop pg_checksums find nothing.
 async fn assert_sound(copy: Postgres, context: &str) {
-    let run = |mut command: std::process::Command, what: &str| {
-        let output = command.output().unwrap_or_else(|error| panic!("{what}: {error}"));
-        assert!(
-            output.status.success(),
-            "{context}: {what}: {}{}",
-            String::from_utf8_lossy(&output.stdout),
-            String::from_utf8_lossy(&output.stderr)
-        );
-    };
-    let mut amcheck = copy.client_command("pg_amcheck", DATABASE);
-    amcheck.args(["--all", "--heapallindexed", "--install-missing"]);
-    run(amcheck, "pg_amcheck");
     let mut dump = copy.client_command("pg_dumpall", DATABASE);
     dump.stdout(std::process::Stdio::null());
-    run(dump, "pg_dumpall");
+    assert_runs(dump, context);
+    assert_pages_are_sound(copy, context).await;
+}
+
+/// pg_amcheck, and after a clean stop pg_checksums find nothing.
+pub(crate) async fn assert_pages_are_sound(copy: Postgres, context: &str) {
+    let mut amcheck = copy.client_command("pg_amcheck", DATABASE);
+    amcheck.args(["--all", "--heapallindexed", "--install-missing"]);
+    assert_runs(amcheck, context);
     copy.stop(StopMode::Fast).await;
     let mut checksums = copy.server_command("pg_checksums");
     checksums.arg("--check").arg("--pgdata").arg(copy.data_dir());
-    run(checksums, "pg_checksums");
+    assert_runs(checksums, context);
+}
+
+fn assert_runs(mut command: std::process::Command, context: &str) {
+    let output = command
+        .output()
+        .unwrap_or_else(|error| panic!("{command:?}: {error}"));
+    assert!(
+        output.status.success(),
+        "{context}: {command:?}: {}{}",
+        String::from_utf8_lossy(&output.stdout),
+        String::from_utf8_lossy(&output.stderr)
+    );
 }

@@ -5,6 +5,7 @@ mod backup_create;
 mod backup_drill;
 mod backup_kills;
 mod backup_rounds;
+mod backup_upheavals;
 mod backup_verify;
 mod completion;
 mod config;

@@ -21,6 +21,7 @@ pub struct PostgresBuilder {
     client_authority: Option<String>,
     archive_to: Option<String>,
     data_parent: Option<PathBuf>,
+    wal_outside: bool,
 }
 
 impl PostgresBuilder {
@@ -38,6 +39,7 @@ impl PostgresBuilder {
             client_authority: None,
             archive_to: None,
             data_parent: None,
+            wal_outside: false,
         }
     }
 
@@ -117,6 +119,13 @@ impl PostgresBuilder {
         self
     }
 
+    /// Keeps the WAL in a directory of its own beside the data directory, `wal` in [`Postgres::root_dir`], to
+    /// which `pg_wal` is a link (`initdb --waldir`). The cluster is made for this server alone.
+    pub fn wal_outside(mut self) -> Self {
+        self.wal_outside = true;
+        self.own_system_identifier()
+    }
+
     /// Loads a library at server start (`shared_preload_libraries`).
     pub fn preload(mut self, library: &str) -> Self {
         self.preload.push(library.to_owned());
@@ -169,9 +178,13 @@ impl PostgresBuilder {
             std::os::unix::fs::symlink(&elsewhere, &data_dir).expect("the sandbox is writable");
             data_dir = elsewhere;
         }
+        let mut arguments = self.initdb_arguments.clone();
+        if self.wal_outside {
+            arguments.push(format!("--waldir={}", sandbox.path().join("wal").display()));
+        }
         let options = template::Options {
             bin_dir: &bin_dir,
-            arguments: &self.initdb_arguments,
+            arguments: &arguments,
             password: self.password.as_deref(),
         };
         if self.own_system_identifier {

@@ -124,6 +124,22 @@ pub enum WalError {
         #[source]
         source: FramedError,
     },
+    /// Replay would write into a directory that a running server uses.
+    #[error(
+        "{name} makes tablespace {oid} in {}, which the server that runs on {} uses: recovery would overwrite its files",
+        location.display(),
+        server.display()
+    )]
+    TablespaceInUse {
+        /// The segment.
+        name: WalFileName,
+        /// The tablespace.
+        oid: u32,
+        /// Where it lies.
+        location: PathBuf,
+        /// The data directory of the server.
+        server: PathBuf,
+    },
     /// The file is not in the archive.
     #[error("{name} is not in the archive: {places}")]
     Absent {
@@ -267,6 +283,10 @@ impl Diagnose for WalError {
             Self::Damaged { .. } => {
                 "fetch it from another repository, or take a new backup; `pgmahout wal verify` looks for more"
             }
+            Self::TablespaceInUse { .. } => {
+                "take a new backup, which has the tablespace, and restore that with --tablespace; or recover to before it \
+                 was made, on another machine, or while that server is stopped"
+            }
             Self::Absent { .. } => "`pgmahout wal list` shows what there is",
             Self::Minimum { .. } => {
                 "lower wal.min_repositories, or configure the repositories that are missing"
@@ -293,7 +313,10 @@ impl Diagnose for WalError {
             Self::TooFew { source, .. } => source.outcome(),
             Self::Unopened { outcome, .. } => *outcome,
             Self::NotAFile { .. } | Self::Minimum { .. } => Outcome::Usage,
-            Self::OtherCluster { .. } | Self::OtherVersion { .. } | Self::Conflict { .. } => Outcome::Refused,
+            Self::OtherCluster { .. }
+            | Self::OtherVersion { .. }
+            | Self::Conflict { .. }
+            | Self::TablespaceInUse { .. } => Outcome::Refused,
             Self::Cancelled => Outcome::Interrupted,
             _ => Outcome::Failed,
         }

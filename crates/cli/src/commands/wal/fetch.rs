@@ -3,7 +3,7 @@
 use std::path::PathBuf;
 use std::time::Duration;
 
-use pgmahout_backup::physical::wal::fetch::mode::{ABSENT, of_arguments};
+use pgmahout_backup::physical::wal::fetch::mode::{ABSENT, directory_of};
 use pgmahout_backup::physical::wal::fetch::{self, FetchOutcome, FetchRequest, FetchSpool, RecoveryMode};
 use pgmahout_backup::physical::wal::push::WalSpool;
 use pgmahout_types::WalFileName;
@@ -55,8 +55,10 @@ pub(crate) async fn run(args: Args, context: &Context) -> Result<ExitStatus, Fai
     let stanza = args.repository.stanza(settings)?;
     let destinations = destinations(&args.repository, settings)?;
     let arguments: Vec<_> = std::env::args_os().collect();
-    let patience = match of_arguments(&arguments) {
-        Some(RecoveryMode::Standby) => settings.wal.timeout.unwrap_or(PATIENCE),
+    let data_dir = directory_of(&arguments).unwrap_or_else(|| PathBuf::from("."));
+    let mode = RecoveryMode::of(&data_dir);
+    let patience = match mode {
+        RecoveryMode::Standby => settings.wal.timeout.unwrap_or(PATIENCE),
         _ => Duration::ZERO,
     };
     let prefetch = &settings.wal.prefetch;
@@ -78,6 +80,13 @@ pub(crate) async fn run(args: Args, context: &Context) -> Result<ExitStatus, Fai
         stanza,
     };
     let outcome = fetch::fetch(&request, &context.cancellation).await?;
+    // A standby would stream the same records.
+    if mode == RecoveryMode::Recovery
+        && matches!(outcome, FetchOutcome::Fetched { .. })
+        && let Some(left_out) = fetch::check_tablespaces(name, &request.target, &data_dir)?
+    {
+        context.printer.warn(&left_out);
+    }
     if context.printer.wants_json() {
         let (found, from) = match &outcome {
             FetchOutcome::Fetched { repository, .. } => (true, Some(repository)),

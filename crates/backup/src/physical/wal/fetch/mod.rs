@@ -12,6 +12,7 @@
 
 pub mod mode;
 pub mod spool;
+mod tablespaces;
 
 use std::fs;
 use std::io::Write;
@@ -123,6 +124,55 @@ pub async fn fetch(
             result => return result,
         }
     }
+}
+
+/// Keeps the replay of a fetched segment out of the files of another server of this machine: it makes a tablespace in
+/// a directory that a running server uses.
+///
+/// A recovery with a target gets the segment without that record and what follows: it reaches its target before, or
+/// the server says that it cannot be reached. What it does not get is given back, as a sentence for the server's log.
+/// Without a target that would be the end of the WAL, and rows would be missing: then the segment is removed.
+///
+/// # Errors
+///
+/// [`WalError::TablespaceInUse`] for a recovery without a target, or when the segment cannot be read or written.
+pub fn check_tablespaces(
+    name: WalFileName,
+    target: &Path,
+    data_dir: &Path,
+) -> Result<Option<String>, WalError> {
+    if !matches!(name, WalFileName::Segment(_)) {
+        return Ok(None);
+    }
+    let failed = |doing| {
+        move |source| WalError::Io {
+            doing,
+            path: target.to_owned(),
+            source,
+        }
+    };
+    let mut segment = fs::read(target).map_err(failed("read"))?;
+    for made in tablespaces::made_by(&segment) {
+        let Some(server) = tablespaces::user_of(&made.location, data_dir) else {
+            continue;
+        };
+        let in_use = WalError::TablespaceInUse {
+            name,
+            oid: made.oid,
+            location: made.location,
+            server,
+        };
+        let settings = fs::read_to_string(data_dir.join("postgresql.auto.conf")).unwrap_or_default();
+        if tablespaces::has_target(&settings) {
+            segment[made.at..].fill(0);
+            fs::write(target, &segment).map_err(failed("write"))?;
+            return Ok(Some(format!("what follows is left out: {in_use}")));
+        }
+        // What is there is taken for the segment.
+        fs::remove_file(target).map_err(failed("remove"))?;
+        return Err(in_use);
+    }
+    Ok(None)
 }
 
 fn slow(request: &FetchRequest) -> WalError {

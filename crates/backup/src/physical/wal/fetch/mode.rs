@@ -57,6 +57,11 @@ impl RecoveryMode {
 /// Whether a command line is one of `wal fetch`, and the recovery that it serves: known before the arguments are
 /// understood, because a misspelt one must not end recovery.
 pub fn of_arguments(arguments: &[OsString]) -> Option<RecoveryMode> {
+    directory_of(arguments).map(|directory| RecoveryMode::of(&directory))
+}
+
+/// The data directory that a command line of `wal fetch` serves; `None` where it is none.
+pub fn directory_of(arguments: &[OsString]) -> Option<PathBuf> {
     let verb = arguments
         .windows(2)
         .position(|pair| pair[0] == "wal" && pair[1] == "fetch")?;
@@ -65,7 +70,7 @@ pub fn of_arguments(arguments: &[OsString]) -> Option<RecoveryMode> {
     if rest.iter().any(is_help) {
         return None;
     }
-    Some(RecoveryMode::of(&data_directory(arguments, rest)))
+    Some(data_directory(arguments, rest))
 }
 
 /// The data directory: given, or around the pg_wal of the target, or the current directory, as the server has it.
