@@ -4,6 +4,7 @@ mod archived;
 mod backup_create;
 mod backup_drill;
 mod backup_kills;
+mod backup_remote;
 mod backup_rounds;
 mod backup_upheavals;
 mod backup_verify;

@@ -29,10 +29,10 @@ Examples:
   pgmahout backup create --jobs 1 --nice 10 --rate-limit 50MB
   pgmahout backup create --annotate reason='before the migration'
 
-Run it on the server's own machine, as an account that can read the data directory (postgres or root), or
-anywhere with --remote, as a role with REPLICATION and a line for replication in pg_hba.conf. Every
-backup can be restored by itself; only pages that no older backup has are stored. The backup is listed when
-every WAL segment that it needs is in the repository.
+Run it on the server's own machine, as an account that can read the data directory (postgres or
+root), or anywhere with --remote, as a role with REPLICATION and a line for replication in
+pg_hba.conf. Every backup can be restored by itself; only pages that no older backup has are
+stored. The backup is listed when every WAL segment that it needs is in the repository.
 
 Exit status 1 when pages are damaged, unless --allow-checksum-failures: the backup is kept all the same.";
 
