@@ -8,9 +8,10 @@ use jiff::Timestamp;
 use pgmahout_store::StoreError;
 use pgmahout_store::framed;
 use pgmahout_store::repository::{CreateOutcome, ObjectEntry};
-use pgmahout_types::WalFileName;
 use pgmahout_types::repository::head::HeadError;
+use pgmahout_types::repository::manifest::WalRange;
 use pgmahout_types::repository::{BackupEntry, CondemnedId, CondemnedObjects, Head, Label, PackId};
+use pgmahout_types::{SegmentName, WalFileName};
 use serde::Serialize;
 use tokio_util::sync::CancellationToken;
 
@@ -395,6 +396,7 @@ impl Collection<'_> {
             &survey.archive,
         );
         list.wal = wanted.unwanted(&survey.archive);
+        list.wal.extend(unwanted_companions(survey, &wanted, &list.wal));
         let mut floors = wanted.floors(&survey.archive);
         floors.retain(|timeline, floor| head.wal_floor.get(timeline).is_none_or(|known| known < floor));
         Ok(Some(Garbage {
@@ -518,6 +520,27 @@ impl Collection<'_> {
         left.sort_by(|one, other| one.object.cmp(&other.object));
         Ok(left)
     }
+}
+
+/// Unfinished segments and backup histories whose segments nobody wants, and which go with none of these ranges
+/// because the segment itself never arrived.
+fn unwanted_companions(survey: &Survey, wanted: &WantedWal, going: &[WalRange]) -> Vec<WalRange> {
+    let size = survey.archive.segment_size;
+    let segments: BTreeSet<SegmentName> = survey
+        .companions
+        .iter()
+        .filter_map(|file| file.segment())
+        .filter(|segment| {
+            let number = segment.number(size);
+            number.is_ok_and(|number| !wanted.contains(segment.timeline(), number))
+        })
+        .filter(|segment| !is_in(*segment, going))
+        .collect();
+    let range = |segment| WalRange {
+        first: segment,
+        last: segment,
+    };
+    segments.into_iter().map(range).collect()
 }
 
 /// Who reads which of some backups.

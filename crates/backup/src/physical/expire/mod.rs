@@ -13,6 +13,8 @@
 mod collect;
 pub mod policy;
 mod proof;
+#[cfg(test)]
+mod random;
 mod survey;
 #[cfg(test)]
 mod tests;

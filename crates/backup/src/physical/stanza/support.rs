@@ -162,9 +162,59 @@ impl FakeBackup {
     ) -> Result<FinishedManifest, StanzaError> {
         let segment = segment(self.number.into());
         let start = segment.start(SegmentSize::DEFAULT).unwrap();
+        let mut packs = vec![(self.pack(), PackKind::Data), (self.map(), PackKind::Map)];
+        packs.extend(self.shared.iter().map(|id| (*id, PackKind::Data)));
+        let made = MadeBackup {
+            label: self.label(),
+            time: self.time(),
+            timeline: TimelineId::FIRST,
+            start,
+            stop: Lsn::new(start.as_u64() + 1000),
+            packs,
+            pinned: self.pinned,
+        };
+        made.write(repository).await
+    }
+
+    pub(crate) async fn publish(&self, repository: &PhysicalRepository) -> Result<Label, StanzaError> {
+        let basis = repository.head().await?.epoch;
+        self.put_objects(repository).await;
+        let manifest = self.write(repository).await?;
+        let mut entry = manifest.entry();
+        entry.pinned = self.pinned;
+        repository.publish(&entry, basis, &manifest.references()).await?;
+        Ok(entry.label)
+    }
+}
+
+/// A backup of which everything is said.
+#[derive(Debug, Clone)]
+pub(crate) struct MadeBackup {
+    pub(crate) label: Label,
+    pub(crate) time: Timestamp,
+    pub(crate) timeline: TimelineId,
+    pub(crate) start: Lsn,
+    pub(crate) stop: Lsn,
+    pub(crate) packs: Vec<(PackId, PackKind)>,
+    pub(crate) pinned: bool,
+}
+
+impl MadeBackup {
+    pub(crate) fn wal(&self) -> WalRange {
+        WalRange {
+            first: SegmentName::containing(self.timeline, self.start, SegmentSize::DEFAULT),
+            last: SegmentName::ending_at(self.timeline, self.stop, SegmentSize::DEFAULT),
+        }
+    }
+
+    /// Writes its manifest.
+    pub(crate) async fn write(
+        &self,
+        repository: &PhysicalRepository,
+    ) -> Result<FinishedManifest, StanzaError> {
         let builder = repository.manifest_builder(Header {
             format: 1,
-            label: self.label(),
+            label: self.label,
             method: Method::Local,
             stanza: repository.stanza().to_string(),
             system_identifier: SystemIdentifier::new(1),
@@ -175,15 +225,12 @@ impl FakeBackup {
             relation_segment_blocks: 131_072,
             wal_segment_size: SegmentSize::DEFAULT,
             data_checksums: DataChecksums::Off,
-            start_time: self.time(),
-            stop_time: self.time(),
-            timeline: TimelineId::FIRST,
-            start_lsn: start,
-            stop_lsn: Lsn::new(start.as_u64() + 1000),
-            wal: WalRange {
-                first: segment,
-                last: segment,
-            },
+            start_time: self.time,
+            stop_time: self.time,
+            timeline: self.timeline,
+            start_lsn: self.start,
+            stop_lsn: self.stop,
+            wal: self.wal(),
             timeline_history: None,
             parent: None,
             backup_label: "START WAL LOCATION".into(),
@@ -195,29 +242,17 @@ impl FakeBackup {
             written_by: String::new(),
             host: String::new(),
         })?;
-        let pack = |id, kind| PackEntry {
-            id,
-            kind,
+        let pack = |(id, kind): &(PackId, PackKind)| PackEntry {
+            id: *id,
+            kind: *kind,
             key: 0,
             salt: Salt::from_bytes([0; 32]),
             size: 100,
             live: 100,
         };
-        let mut packs = vec![pack(self.pack(), PackKind::Data), pack(self.map(), PackKind::Map)];
-        packs.extend(self.shared.iter().map(|id| pack(*id, PackKind::Data)));
-        let manifest = builder.finish(packs, Work::default())?;
+        let manifest = builder.finish(self.packs.iter().map(pack).collect(), Work::default())?;
         repository.write_manifest(&manifest).await?;
         Ok(manifest)
-    }
-
-    pub(crate) async fn publish(&self, repository: &PhysicalRepository) -> Result<Label, StanzaError> {
-        let basis = repository.head().await?.epoch;
-        self.put_objects(repository).await;
-        let manifest = self.write(repository).await?;
-        let mut entry = manifest.entry();
-        entry.pinned = self.pinned;
-        repository.publish(&entry, basis, &manifest.references()).await?;
-        Ok(entry.label)
     }
 }
 
