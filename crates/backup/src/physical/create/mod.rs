@@ -54,7 +54,7 @@ use std::sync::Arc;
 use std::sync::atomic::Ordering;
 use std::time::{Duration, Instant, SystemTime};
 
-use jiff::Timestamp;
+use jiff::{SignedDuration, Timestamp};
 use pgmahout_procedure::report::{Level, Reporter};
 use pgmahout_store::framed::FrameCodec;
 use pgmahout_types::diagnostic::{Diagnose, Outcome};
@@ -286,7 +286,7 @@ impl Run<'_> {
             .narrow(parent.as_ref().map(|parent| parent.label))
             .await?;
         let parent_label = parent.as_ref().map(|parent| parent.label);
-        let label = Label::new(Timestamp::now(), suffix(&head)?);
+        let label = next_label(&head, Timestamp::now(), self.reporter.as_ref())?;
         self.lease.change(|lease| lease.run = Some(label)).await?;
         let resume = self.resume(parent.as_ref(), &head).await?;
 
@@ -569,16 +569,22 @@ fn has_ended(owner: &str) -> bool {
         .is_some_and(|(_, process)| !std::path::Path::new("/proc").join(process).exists())
 }
 
-/// Random digits that no backup of this second has.
-fn suffix(head: &Head) -> Result<u16, CreateError> {
-    loop {
-        let id = pack::random_id()?;
-        let [high, low, ..] = *id.as_bytes();
-        let suffix = u16::from_be_bytes([high, low]);
-        if head.backup(Label::new(Timestamp::now(), suffix)).is_none() {
-            return Ok(suffix);
-        }
+/// A label behind all others: labels are in the order of the backups, whatever the clock does.
+fn next_label(head: &Head, now: Timestamp, reporter: &dyn Reporter) -> Result<Label, CreateError> {
+    let id = pack::random_id()?;
+    let [high, low, ..] = *id.as_bytes();
+    let suffix = u16::from_be_bytes([high, low]);
+    let Some(newest) = head.backups.last().map(|newest| newest.label) else {
+        return Ok(Label::new(now, suffix));
+    };
+    if now.as_second() < newest.start().as_second() {
+        let text = format!(
+            "this host's clock is behind the newest backup, {newest}: the new one is named as if it came right after it; look at the clock"
+        );
+        reporter.message(Level::Warning, &text);
     }
+    let next = newest.start().checked_add(SignedDuration::from_secs(1));
+    Ok(Label::new(now.max(next.unwrap_or(newest.start())), suffix))
 }
 
 /// Whether an older backup is damaged, rather than out of reach.

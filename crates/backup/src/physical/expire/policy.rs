@@ -3,8 +3,9 @@
 //!
 //! # Backups
 //!
-//! Rules add up: a backup that any rule keeps stays. Everything is ordered by time, never by position or
-//! timeline. Only good backups take a place (no damaged pages, no failed examination, their WAL complete); one that
+//! Rules add up: a backup that any rule keeps stays. Everything is ordered by label, which is the order in which the
+//! backups began, never by position or timeline. Where a clock was set back between two backups, the later one counts
+//! as being as late as the earlier one: no point in time, by whichever of the two clocks, is lost by that. Only good backups take a place (no damaged pages, no failed examination, their WAL complete); one that
 //! is not good stays while fewer than `keep_last` good ones are newer, and inside the window. Beside the rules,
 //! these stay: pinned backups, the newest good one, and where no backup is good, all.
 //!
@@ -266,7 +267,8 @@ pub fn decide(
     zone: &TimeZone,
 ) -> Retained {
     let mut order: Vec<&BackupEntry> = backups.iter().collect();
-    order.sort_by_key(|backup| std::cmp::Reverse((backup.stop_time, backup.label)));
+    order.sort_by_key(|backup| std::cmp::Reverse(backup.label));
+    let moments = moments(&order);
     let mut decisions: Vec<Decision> = order
         .iter()
         .map(|backup| Decision {
@@ -304,7 +306,7 @@ pub fn decide(
     let since = |age: Duration| now.checked_sub(age).unwrap_or(Timestamp::MIN);
     if let Some(within) = policy.within {
         for decision in &mut decisions {
-            if decision.stop_time >= since(within) {
+            if moments.get(&decision.label) >= Some(&since(within)) {
                 decision.keep.insert(Reason::Within);
             }
         }
@@ -312,15 +314,15 @@ pub fn decide(
     let window_begin = policy
         .recovery_window
         .map(since)
-        .or_else(|| implied_begin(&decisions, policy));
+        .or_else(|| implied_begin(&decisions, &moments, policy));
     let mut bases = BTreeMap::new();
     if let Some(begin) = window_begin {
         for decision in &mut decisions {
-            if decision.stop_time >= begin && policy.recovery_window.is_some() {
+            if moments.get(&decision.label) >= Some(&begin) && policy.recovery_window.is_some() {
                 decision.keep.insert(Reason::Window);
             }
         }
-        bases = find_bases(&order, archive, begin);
+        bases = find_bases(&order, &moments, archive, begin);
         for decision in &mut decisions {
             if bases.values().any(|base| *base == decision.label) {
                 decision.keep.insert(Reason::WindowBase);
@@ -332,6 +334,19 @@ pub fn decide(
         window_begin: window_begin.filter(|_| !backups.is_empty()),
         bases,
     }
+}
+
+/// When each backup was finished, by a clock that never goes back: not before any that is older.
+fn moments(newest_first: &[&BackupEntry]) -> BTreeMap<Label, Timestamp> {
+    let mut latest = Timestamp::MIN;
+    newest_first
+        .iter()
+        .rev()
+        .map(|backup| {
+            latest = latest.max(backup.stop_time);
+            (backup.label, latest)
+        })
+        .collect()
 }
 
 fn not_good(backups: &[BackupEntry], archive: &Archive) -> usize {
@@ -358,7 +373,11 @@ fn keep_newest(decisions: &mut [Decision], policy: &Policy) {
 
 /// Where the window begins when nothing is said: at the oldest good backup that `keep_last` keeps, or at the
 /// newest one.
-fn implied_begin(decisions: &[Decision], policy: &Policy) -> Option<Timestamp> {
+fn implied_begin(
+    decisions: &[Decision],
+    moments: &BTreeMap<Label, Timestamp>,
+    policy: &Policy,
+) -> Option<Timestamp> {
     let good = |decision: &&Decision| decision.not_good.is_none();
     let oldest_of_last = decisions
         .iter()
@@ -366,13 +385,15 @@ fn implied_begin(decisions: &[Decision], policy: &Policy) -> Option<Timestamp> {
         .take(policy.last.max(1) as usize)
         .last();
     let fallback = decisions.last();
-    oldest_of_last.or(fallback).map(|decision| decision.stop_time)
+    let first = oldest_of_last.or(fallback)?;
+    moments.get(&first.label).copied()
 }
 
 /// For each timeline that wrote WAL since `begin`, the backup from which its points are restored: the newest good
 /// one from before that reaches it, else the oldest good one, else the oldest. `newest_first` is in that order.
 fn find_bases(
     newest_first: &[&BackupEntry],
+    moments: &BTreeMap<Label, Timestamp>,
     archive: &Archive,
     begin: Timestamp,
 ) -> BTreeMap<TimelineId, Label> {
@@ -388,7 +409,7 @@ fn find_bases(
         let active = archive.last_archived(timeline).is_some_and(|at| at >= begin)
             || newest_first
                 .iter()
-                .any(|backup| backup.timeline == timeline && backup.stop_time >= begin)
+                .any(|backup| backup.timeline == timeline && moments.get(&backup.label) >= Some(&begin))
             || Some(timeline) == newest_backup
             || Some(timeline) == newest_wal;
         if !active {
@@ -400,8 +421,14 @@ fn find_bases(
                 .filter(|backup| archive.reaches(backup, timeline))
         };
         let good = || reaching().filter(|backup| fault(backup, archive).is_none());
-        let base = good()
-            .find(|backup| backup.stop_time <= begin)
+        // Of those that count as equally late, the one that began first.
+        let before = good().filter_map(|backup| {
+            let moment = moments.get(&backup.label).filter(|moment| **moment <= begin)?;
+            Some((moment, std::cmp::Reverse(backup.label), backup))
+        });
+        let base = before
+            .max_by_key(|(moment, label, _)| (*moment, *label))
+            .map(|(_, _, backup)| backup)
             .or_else(|| good().next_back())
             .or_else(|| reaching().next_back());
         if let Some(base) = base {

@@ -9,6 +9,7 @@ use pgmahout_types::repository::Label;
 use pgmahout_types::repository::head::{HeadError, PublishError};
 use pgmahout_types::repository::stanza_info::StanzaMismatch;
 
+use super::memory::MemoryError;
 use super::protocol::{Conflict, Stale};
 
 /// Why a finished backup cannot be listed.
@@ -125,6 +126,9 @@ pub enum StanzaError {
         /// The file that remembers it.
         file: Option<PathBuf>,
     },
+    /// What this host remembers of the repository cannot be changed.
+    #[error("what this host remembers of the repository cannot be changed")]
+    Memory(#[from] MemoryError),
     /// Two creates of one name can both succeed there.
     #[error("the storage of repository {repository} does not honour \"create only where nothing is\"")]
     NoConditionalPut {
@@ -267,13 +271,11 @@ impl Diagnose for StanzaError {
                      restored and expired with --stanza {stanza}"
                 )
             }
-            Self::RolledBack { file, .. } => match file {
-                Some(file) => format!(
-                    "find out who restored or replaced the storage. If that was meant, remove {} and run the command again",
-                    file.display()
-                ),
-                None => "find out who restored or replaced the storage".to_owned(),
-            },
+            Self::RolledBack { .. } => {
+                "find out who restored or replaced the storage: backups and WAL since then are missing there. To work with it as it is: pgmahout repo check --accept-rollback"
+                    .to_owned()
+            }
+            Self::Memory(_) => "make the state directory writable, or run it as its owner".to_owned(),
             Self::NoConditionalPut { .. } => {
                 "use another storage, or set `single_writer: true` in the repository's settings if one host alone writes there"
                     .to_owned()

@@ -139,9 +139,12 @@ impl SeenLease {
         let life = self.lease.as_ref().map_or(TIME_TO_LIVE, |lease| {
             Duration::from_secs(lease.ttl_seconds).min(LONGEST_LIFE)
         });
-        // Written later than now: by another of the storage's clocks, or just now.
-        now.duration_since(self.written)
-            .map_or(true, |age| age <= life + CLOCK_ALLOWANCE)
+        match now.duration_since(self.written) {
+            Ok(age) => age <= life + CLOCK_ALLOWANCE,
+            // Written later than now: just now, by another of the storage's clocks, or before the storage's clock was
+            // set back. One that lives is renewed soon, by the new time; so a day is more than it needs.
+            Err(ahead) => ahead.duration() <= DEAD_ARE_KEPT,
+        }
     }
 
     /// Whether it protects that backup.
@@ -290,8 +293,11 @@ impl PhysicalRepository {
     pub async fn sweep_leases(&self, leases: &[SeenLease], now: SystemTime) -> Result<u64, StanzaError> {
         let mut removed = 0;
         for lease in leases {
-            let age = now.duration_since(lease.written).unwrap_or_default();
-            if !lease.is_alive(now) && age > DEAD_ARE_KEPT {
+            let apart = match now.duration_since(lease.written) {
+                Ok(age) => age,
+                Err(ahead) => ahead.duration(),
+            };
+            if !lease.is_alive(now) && apart > DEAD_ARE_KEPT {
                 let name = self
                     .inner
                     .names

@@ -103,37 +103,96 @@ impl PhysicalRepository {
         // Heads may be removed between looking and reading, but not the newest: a few rounds are plenty.
         for _ in 0..STEPS {
             if start.is_none() {
-                start = match self.greatest_listed().await? {
-                    Some(greatest) => self.read_head(greatest).await?,
-                    None => {
-                        return Err(StanzaError::HeadLost {
-                            repository: self.description(),
-                            stanza: self.stanza().to_string(),
-                        });
-                    }
+                start = self.listed_head().await?;
+            }
+            if let Some(from) = start.take() {
+                let newest = self.last_after(from).await?;
+                return match known {
+                    Some(seen) if newest.seq < seen.sequence => Err(self.rolled_back(seen, newest.seq)),
+                    _ => Ok(newest),
                 };
             }
-            let Some(mut newest) = start.take() else {
-                continue;
-            };
-            let mut steps = 0;
-            while let Some(next) = self.read_head(newest.seq + 1).await? {
-                newest = next;
-                steps += 1;
-                if steps == STEPS {
-                    break;
-                }
-            }
-            if steps == STEPS {
-                // Far behind: the list is quicker.
-                continue;
-            }
-            return match known {
-                Some(seen) if newest.seq < seen.sequence => Err(self.rolled_back(seen, newest.seq)),
-                _ => Ok(newest),
-            };
         }
         Err(self.contended(STEPS as u32))
+    }
+
+    /// The greatest head of a listing; `None` where it was removed since.
+    async fn listed_head(&self) -> Result<Option<Head>, StanzaError> {
+        if let Some(greatest) = self.greatest_listed().await? {
+            return self.read_head(greatest).await;
+        }
+        // A listing that is behind may show nothing of a stanza that is new.
+        match self.read_head(1).await? {
+            Some(first) => Ok(Some(first)),
+            None => Err(StanzaError::HeadLost {
+                repository: self.description(),
+                stanza: self.stanza().to_string(),
+            }),
+        }
+    }
+
+    /// The last head of the row that begins there. Now and then it is listed, which is quicker where the row is long;
+    /// but the listing may be further behind than we are.
+    async fn last_after(&self, mut newest: Head) -> Result<Head, StanzaError> {
+        let mut steps = 0;
+        while let Some(next) = self.read_head(newest.seq + 1).await? {
+            newest = next;
+            steps += 1;
+            if steps % STEPS == 0
+                && let Some(greatest) = self.greatest_listed().await?
+                && greatest > newest.seq
+                && let Some(listed) = self.read_head(greatest).await?
+            {
+                newest = listed;
+            }
+        }
+        Ok(newest)
+    }
+
+    /// Whether the repository still holds the newest head that this host has seen: for those who need no head. What
+    /// cannot be read now is no proof of anything.
+    ///
+    /// # Errors
+    ///
+    /// [`StanzaError::RolledBack`], [`StanzaError::HeadLost`].
+    pub async fn check_memory(&self) -> Result<(), StanzaError> {
+        let Some(seen) = self.known() else {
+            return Ok(());
+        };
+        match self.read_head(seen.sequence).await {
+            Ok(Some(head)) if head.nonce == seen.nonce => return Ok(()),
+            Ok(_) => {}
+            Err(error) => {
+                tracing::debug!(%error, "whether the repository was set back cannot be told");
+                return Ok(());
+            }
+        }
+        match self.newest().await {
+            Err(error @ (StanzaError::RolledBack { .. } | StanzaError::HeadLost { .. })) => Err(error),
+            _ => Ok(()),
+        }
+    }
+
+    /// Takes the repository as it is, though this host has seen a newer head: for whoever set it back on purpose.
+    /// Gives what is there now, and the number that had been seen, where it was another head.
+    ///
+    /// # Errors
+    ///
+    /// When there is no head, or what was seen cannot be forgotten.
+    pub async fn accept_rollback(&self) -> Result<(Head, Option<u64>), StanzaError> {
+        let seen = match self.head().await {
+            Ok(head) => return Ok((head, None)),
+            Err(StanzaError::RolledBack { seen, .. }) => seen,
+            Err(error) => return Err(error),
+        };
+        let (id, stanza) = (self.id().to_string(), self.stanza().clone());
+        let memory = self.inner.memory.clone();
+        let forgotten = tokio::task::spawn_blocking(move || memory.forget(&id, &stanza)).await;
+        if let Ok(forgotten) = forgotten {
+            forgotten?;
+        }
+        *self.inner.seen.lock().unwrap_or_else(PoisonError::into_inner) = None;
+        Ok((self.head().await?, Some(seen)))
     }
 
     /// The newest head that this process or this host knows.

@@ -204,7 +204,8 @@ async fn a_repository_that_was_set_back_is_noticed_by_who_saw_more() {
         "{error}"
     );
     assert_eq!(error.outcome(), Outcome::Refused);
-    assert!(error.hint().unwrap().contains("remove"), "{:?}", error.hint());
+    let hint = error.hint().unwrap();
+    assert!(hint.contains("repo check --accept-rollback"), "{hint}");
     assert!(repository.head().await.is_err(), "the process itself notices too");
     // Somebody who does not know goes on from there: the number is used again, the nonce is not.
     let other = support::open(directory.path(), "main").await.unwrap();
@@ -212,6 +213,37 @@ async fn a_repository_that_was_set_back_is_noticed_by_who_saw_more() {
     annotate(&other, "e").await.unwrap();
     let error = open().await.unwrap_err();
     assert!(matches!(error, StanzaError::RolledBack { .. }), "{error}");
+    let error = repository.check_memory().await.unwrap_err();
+    assert!(matches!(error, StanzaError::RolledBack { .. }), "{error}");
+    // Whoever meant it says so, once.
+    let (head, seen) = repository.accept_rollback().await.unwrap();
+    assert_eq!((head.seq, seen), (5, Some(4)));
+    assert_eq!(repository.accept_rollback().await.unwrap().1, None);
+    repository.check_memory().await.unwrap();
+    assert_eq!(open().await.unwrap().head().await.unwrap().seq, 5);
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_listing_that_is_behind_hides_no_head() {
+    let server = S3Server::start();
+    let repository = support::init_s3(&server, "main").await;
+    annotate(&repository, "first").await.unwrap();
+    server.stale_listings();
+    // Several times as many as are looked for one by one before the log is listed.
+    for change in 0..40 {
+        annotate(&repository, &change.to_string()).await.unwrap();
+    }
+    assert_eq!(
+        support::open_s3(&server, "main").await.head().await.unwrap().seq,
+        42
+    );
+    // A stanza of which a listing shows nothing yet.
+    let other = support::init_s3(&server, "other").await;
+    annotate(&other, "change").await.unwrap();
+    assert_eq!(
+        support::open_s3(&server, "other").await.head().await.unwrap().seq,
+        2
+    );
 }
 
 #[tokio::test]

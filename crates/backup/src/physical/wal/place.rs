@@ -15,7 +15,7 @@ use serde::{Deserialize, Serialize};
 
 use super::archive::WalArchive;
 use super::error::WalError;
-use crate::physical::stanza::{PhysicalRepository, RepositoryMemory, StanzaName, names};
+use crate::physical::stanza::{PhysicalRepository, RepositoryMemory, StanzaName, StanzaNames, names};
 
 /// Over a network the descriptor is not read again for so long.
 const TRUSTED: Duration = Duration::from_mins(1);
@@ -76,7 +76,8 @@ impl Destination {
         }
     }
 
-    /// Opens it at a stanza.
+    /// Opens it at a stanza. One that was set back since this host has last seen it is refused: what it held is gone,
+    /// and "absent" would be a lie.
     pub(super) async fn open(
         &self,
         stanza: &StanzaName,
@@ -84,6 +85,7 @@ impl Destination {
     ) -> Result<Place, WalError> {
         let repository = Repository::open(self.settings.clone()).await?;
         let opened = PhysicalRepository::open_without_head(repository, stanza.clone(), memory).await?;
+        opened.check_memory().await?;
         let descriptor = opened
             .repository()
             .get_bytes(names::DESCRIPTOR, LARGEST_DESCRIPTOR)
@@ -101,7 +103,13 @@ impl Destination {
     }
 
     /// Whether something that was noted at a time is bound to this repository as it is now.
-    pub(super) async fn is_bound(&self, binding: &Binding, noted: Timestamp) -> bool {
+    pub(super) async fn is_bound(
+        &self,
+        binding: &Binding,
+        noted: Timestamp,
+        stanza: &StanzaName,
+        memory: &RepositoryMemory,
+    ) -> bool {
         if binding.place != self.place() {
             return false;
         }
@@ -113,6 +121,13 @@ impl Destination {
         let Ok(repository) = Repository::open(self.settings.clone()).await else {
             return false;
         };
+        // A repository that was set back has the same descriptor.
+        if let Some(seen) = memory.recall(&binding.id.to_string(), stanza) {
+            let head = StanzaNames::new(stanza.clone()).head(seen.sequence);
+            if !matches!(repository.exists(&head).await, Ok(true)) {
+                return false;
+            }
+        }
         repository
             .get_bytes(names::DESCRIPTOR, LARGEST_DESCRIPTOR)
             .await

@@ -4,7 +4,9 @@ use std::time::{Duration, Instant, SystemTime};
 
 use pgmahout_backup::physical::stanza::{LeaseKind, LeaseScope, PhysicalRepository};
 use pgmahout_backup::physical::verify::archived_file_problem;
+use pgmahout_backup::physical::wal::push::PushLedger;
 use pgmahout_postgres::connection::Connection;
+use pgmahout_procedure::StateDirectory;
 use pgmahout_types::WalFileName;
 use pgmahout_types::diagnostic::Outcome;
 use serde_json::{Value, json};
@@ -24,11 +26,15 @@ const CLOCK_ALLOWANCE: Duration = Duration::from_secs(30);
 /// and one must win; a lease is taken and given back; the storage's clock is compared with this host's; the
 /// newest head is read. Then the server is asked to finish a WAL segment, which must arrive in every repository,
 /// readable, within --timeout.
+///
+/// With --accept-rollback a repository that was set back to an older state on purpose is taken as it is: this
+/// host forgets the newer one that it has seen.
 #[derive(Debug, clap::Args)]
 #[command(after_long_help = "\
 Examples:
   pgmahout repo check
-  pgmahout repo check --repo offsite --no-wal --json")]
+  pgmahout repo check --repo offsite --no-wal --json
+  pgmahout repo check --repo offsite --accept-rollback")]
 pub(crate) struct Args {
     #[command(flatten)]
     repository: RepositoryArgs,
@@ -39,6 +45,10 @@ pub(crate) struct Args {
     /// Leave the server alone: do not force a WAL segment through the archive.
     #[arg(long)]
     no_wal: bool,
+
+    /// Work with repositories as they are from now on, though this host has seen newer heads there.
+    #[arg(long)]
+    accept_rollback: bool,
 
     /// How long to wait for the segment.
     #[arg(long, value_name = "DURATION", default_value = "60s", value_parser = duration)]
@@ -59,6 +69,9 @@ struct Line {
 pub(crate) async fn run(args: Args, context: &Context) -> Result<ExitStatus, Failure> {
     let mut lines: Vec<Line> = Vec::new();
     let mut opened = Vec::new();
+    if args.accept_rollback {
+        accept_rollback(&args, context, &mut lines).await?;
+    }
     for (name, result) in args.repository.try_open_all(context).await? {
         match result {
             Ok(repository) => {
@@ -83,6 +96,36 @@ pub(crate) async fn run(args: Args, context: &Context) -> Result<ExitStatus, Fai
         }
     }
     report(context, &lines)
+}
+
+/// Forgets the newer heads that this host has seen, and the segments that it has noted as stored there.
+async fn accept_rollback(args: &Args, context: &Context, lines: &mut Vec<Line>) -> Result<(), Failure> {
+    let settings = context.settings()?;
+    let stanza = args.repository.stanza(settings)?;
+    for chosen in args.repository.chosen(settings)? {
+        let name = physical::name_of(&chosen.store);
+        let accepted = async {
+            let store = chosen.open_store().await?;
+            let memory = physical::memory();
+            let repository = PhysicalRepository::open_without_head(store, stanza.clone(), &memory).await?;
+            let (head, seen) = repository.accept_rollback().await?;
+            let Some(seen) = seen else {
+                return Ok(format!("was not set back: head number {}", head.seq));
+            };
+            PushLedger::new(&StateDirectory::locate()?, &stanza).forget()?;
+            Ok::<_, Failure>(format!(
+                "head number {} instead of {seen}, {} backups; take a new one now: pgmahout backup create",
+                head.seq,
+                head.backups.len()
+            ))
+        };
+        lines.push(Line {
+            repository: name,
+            what: "rollback",
+            result: accepted.await,
+        });
+    }
+    Ok(())
 }
 
 async fn check_one(name: &str, opened: &Opened, context: &Context, lines: &mut Vec<Line>) {

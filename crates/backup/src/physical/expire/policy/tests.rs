@@ -437,3 +437,69 @@ fn a_backup_that_is_being_made_keeps_its_wal() {
     assert!(wanted.contains(TimelineId::FIRST, 11) && !wanted.contains(TimelineId::FIRST, 10));
     assert_eq!(wanted.floors(&cluster.archive)[&TimelineId::FIRST], running);
 }
+
+/// A cluster whose clock is set back between its second and its third backup, each five hours after the other.
+fn set_back(hours: i64) -> Cluster {
+    let mut cluster = Cluster::new();
+    for _ in 0..2 {
+        cluster.write(3 * SIZE.bytes());
+        cluster.wait(5);
+        cluster.back_up(false);
+    }
+    cluster.now -= SignedDuration::from_hours(hours);
+    cluster.back_up(false);
+    // As backups are named where the clock was set back.
+    let before = cluster.backups[1].label.start();
+    cluster.backups[2].label = Label::new(before + SignedDuration::from_secs(1), 2);
+    cluster.write(3 * SIZE.bytes());
+    cluster
+}
+
+#[test]
+fn a_clock_that_was_set_back_shortens_no_window_and_puts_no_backup_before_an_older_one() {
+    let cluster = set_back(3);
+    let [first, second, third] = [0, 1, 2].map(|number| cluster.backups[number].label);
+    let decide =
+        |policy: &Policy, now| decide(&cluster.backups, &cluster.archive, policy, now, &TimeZone::UTC);
+    // The window begins between the third backup and the second, by the clock.
+    let window = Policy {
+        recovery_window: Some(Duration::from_hours(1)),
+        ..Policy::NOTHING
+    };
+    let now = cluster.backups[1].stop_time - SignedDuration::from_mins(30);
+    let retained = decide(&window, now);
+    assert_eq!(retained.kept(), BTreeSet::from([first, second, third]));
+    assert_eq!(
+        retained.bases[&TimelineId::FIRST],
+        first,
+        "what was written before the clock was set back is restored from the first"
+    );
+    // The newest is the one that was taken last.
+    let last = Policy {
+        last: 1,
+        ..Policy::NOTHING
+    };
+    assert_eq!(decide(&last, now).kept().last(), Some(&third));
+    // Long after, the window is that of any other cluster.
+    let later = cluster.backups[1].stop_time + SignedDuration::from_hours(48);
+    let kept = decide(&window, later).kept();
+    assert!(!kept.contains(&first) && kept.contains(&third), "{kept:?}");
+}
+
+#[test]
+fn a_clock_that_is_behind_at_the_collection_makes_it_keep_more() {
+    let cluster = set_back(0);
+    let policy = Policy {
+        recovery_window: Some(Duration::from_hours(4)),
+        ..Policy::NOTHING
+    };
+    let mut now = cluster.now + SignedDuration::from_hours(20);
+    let mut kept = decide(&cluster.backups, &cluster.archive, &policy, now, &TimeZone::UTC).kept();
+    for _ in 0..40 {
+        now -= SignedDuration::from_hours(1);
+        let more = decide(&cluster.backups, &cluster.archive, &policy, now, &TimeZone::UTC).kept();
+        assert!(more.is_superset(&kept), "{now}");
+        kept = more;
+    }
+    assert_eq!(kept.len(), 3);
+}

@@ -77,7 +77,8 @@ pub fn choose(
     label: Option<Label>,
 ) -> Result<Choice, RestoreError> {
     let mut candidates: Vec<&Candidate> = candidates.iter().collect();
-    candidates.sort_by_key(|candidate| (candidate.stopped, candidate.label));
+    // In the order in which they began, whatever the clock did meanwhile.
+    candidates.sort_by_key(|candidate| candidate.label);
     if candidates.is_empty() {
         return Err(RestoreError::NoBackup);
     }

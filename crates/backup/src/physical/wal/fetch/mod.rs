@@ -193,7 +193,8 @@ async fn from_spool(request: &FetchRequest, segment: SegmentName) -> Option<Fetc
     }
     let mut from = None;
     for destination in &request.destinations {
-        if destination.is_bound(&note.repository, note.at).await {
+        let bound = destination.is_bound(&note.repository, note.at, &request.stanza, &request.memory);
+        if bound.await {
             from = Some(destination.name());
             break;
         }

@@ -108,6 +108,16 @@ impl PushLedger {
         file.write_all(&line).map_err(failed)
     }
 
+    /// Forgets what was pushed: for whoever takes a repository that was set back as it is.
+    ///
+    /// # Errors
+    ///
+    /// When the file cannot be removed.
+    pub fn forget(&self) -> Result<(), WalError> {
+        remove_durably(self.pushed())?;
+        Ok(())
+    }
+
     /// Makes the list durable, and cuts it where it has grown long.
     pub(super) fn settle(&self) -> Result<(), WalError> {
         let path = self.pushed();

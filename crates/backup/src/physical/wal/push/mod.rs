@@ -185,7 +185,8 @@ async fn is_known(request: &PushRequest, file: &WalFile, needed: usize) -> bool 
     let mut held = 0;
     for destination in &request.destinations {
         for binding in &pushed.held {
-            if destination.is_bound(binding, pushed.at).await {
+            let bound = destination.is_bound(binding, pushed.at, &request.stanza, &request.memory);
+            if bound.await {
                 held += 1;
                 break;
             }
