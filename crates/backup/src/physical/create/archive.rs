@@ -178,12 +178,12 @@ mod tests {
         assert_eq!(look(&repository, 1).await.expect("it is looked at"), []);
         assert_eq!(look(&repository, 2).await.expect("it is looked at"), [segment(2)]);
         store(&repository, 3, |header| {
-            header.system_identifier = SystemIdentifier::new(2)
+            header.system_identifier = SystemIdentifier::new(2);
         })
         .await;
         store(&repository, 4, |header| header.size -= 1).await;
         store(&repository, 5, |header| {
-            header.name = WalFileName::Segment(segment(6))
+            header.name = WalFileName::Segment(segment(6));
         })
         .await;
         put(
