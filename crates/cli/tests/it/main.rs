@@ -3,6 +3,7 @@
 mod archived;
 mod backup_create;
 mod backup_drill;
+mod backup_include;
 mod backup_kills;
 mod backup_remote;
 mod backup_rounds;

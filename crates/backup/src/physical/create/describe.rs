@@ -5,13 +5,16 @@ use std::path::Path;
 
 use jiff::Timestamp;
 use pgmahout_types::repository::manifest::{
-    self, Area, Directory, Entry, File, Finding, Header, Link, Owner, Problem, Tablespace, WalRange, Work,
+    self, Area, Content, Directory, Entry, File, Finding, Header, Link, Owner, PackEntry, Problem,
+    Tablespace, WalRange, Work,
 };
-use pgmahout_types::repository::{ExactBytes, Label, LinkTarget, Method, RelativePath};
+use pgmahout_types::repository::page_map::InlineMap;
+use pgmahout_types::repository::{ExactBytes, Label, LinkTarget, Method, PackId, RelativePath};
 use pgmahout_types::version::ServerVersion;
 use pgmahout_types::{Lsn, SegmentName, TablespaceMap, TimelineId, WalFileName};
 
 use super::error::CreateError;
+use super::outside::Outside;
 use super::pipeline::Made;
 use super::server::Stopped;
 use crate::physical::files::classify::{FileKind, Fork};
@@ -19,7 +22,7 @@ use crate::physical::files::owners;
 use crate::physical::files::walk::FileList;
 use crate::physical::page::verify::BadPage;
 use crate::physical::stanza::PhysicalRepository;
-use crate::physical::stanza::manifest::FinishedManifest;
+use crate::physical::stanza::manifest::{FinishedManifest, ManifestBuilder};
 
 /// What the manifest says beside the files.
 pub(super) struct Description<'a> {
@@ -38,6 +41,8 @@ pub(super) struct Description<'a> {
     /// Damaged pages, by the number of the file.
     pub(super) bad: &'a [(u32, BadPage)],
     pub(super) work: Work,
+    /// Files from outside the data directory.
+    pub(super) outside: Outside,
 }
 
 /// Owners, each once.
@@ -75,9 +80,16 @@ pub(super) fn manifest(
     for file in list.files() {
         owners.number(file.owner());
     }
+    for owner in description.outside.owners() {
+        owners.number(owner);
+    }
     let work = description.work;
     let bad = description.bad;
-    let header = header(repository, made, description, std::mem::take(&mut owners.list))?;
+    let mut description = description;
+    let outside = std::mem::take(&mut description.outside);
+    let roots = outside.roots.clone();
+    let mut header = header(repository, made, description, std::mem::take(&mut owners.list))?;
+    header.outside = roots;
     let mut builder = repository.manifest_builder(header)?;
     for directory in list.directories() {
         builder.write(&Entry::Directory(Directory {
@@ -109,6 +121,8 @@ pub(super) fn manifest(
             content,
         }))?;
     }
+    let mut packs = made.packs.clone();
+    write_outside(&mut builder, &outside, &mut owners, &mut packs)?;
     for (number, page) in bad {
         builder.write(&Entry::Finding(Box::new(Finding {
             path: path(&list.file(*number as usize).path())?,
@@ -118,7 +132,50 @@ pub(super) fn manifest(
             found: page.found,
         })))?;
     }
-    Ok(builder.finish(made.packs.clone(), work)?)
+    Ok(builder.finish(packs, work)?)
+}
+
+/// The files from outside the data directory, whose packs come behind the others.
+fn write_outside(
+    builder: &mut ManifestBuilder,
+    outside: &Outside,
+    owners: &mut OwnerTable,
+    packs: &mut Vec<PackEntry>,
+) -> Result<(), CreateError> {
+    let first = packs.len();
+    packs.extend(&outside.packs);
+    let number = |id: PackId| {
+        let place = packs[first..].iter().position(|pack| pack.id == id);
+        place.map_or(u32::MAX, |place| (first + place) as u32)
+    };
+    for (path, mode, owner) in &outside.directories {
+        builder.write(&Entry::Directory(Directory {
+            path: path.clone(),
+            area: Area::Outside,
+            mode: *mode,
+            owner: owners.number(outside.owner(*owner)),
+        }))?;
+    }
+    for (path, target) in &outside.links {
+        builder.write(&Entry::Link(Link {
+            path: path.clone(),
+            area: Area::Outside,
+            target: target.clone(),
+        }))?;
+    }
+    for file in &outside.files {
+        builder.write(&Entry::File(File {
+            path: file.path.clone(),
+            area: Area::Outside,
+            kind: manifest::FileKind::Other,
+            mode: file.mode,
+            owner: owners.number(outside.owner_of(file)),
+            size: file.map.size(),
+            mtime: file.mtime,
+            content: Content::Inline(InlineMap::new(&file.map, number)),
+        }))?;
+    }
+    Ok(())
 }
 
 fn header(

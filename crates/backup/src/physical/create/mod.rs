@@ -32,6 +32,7 @@ mod control;
 mod describe;
 mod error;
 mod local;
+mod outside;
 mod pack;
 mod parent;
 mod pipeline;
@@ -73,6 +74,7 @@ use super::page::verify::BadPage;
 use super::stanza::{LeaseGuard, LeaseKind, LeaseScope, PhysicalRepository, StanzaError};
 use cluster::Cluster;
 use describe::Description;
+use outside::Outside;
 use parent::Parent;
 use pipeline::{Made, Pipeline};
 use preflight::{Ready, Source};
@@ -129,6 +131,8 @@ pub struct Created {
     pub damaged: Vec<DamagedPage>,
     /// Files that vanished while the backup was taken.
     pub vanished: u64,
+    /// Files from outside the data directory that could not be taken along, and why.
+    pub not_included: Vec<String>,
     /// How long everything took, in seconds.
     pub seconds: f64,
     /// For how long of that the server was in backup mode, in seconds.
@@ -326,12 +330,14 @@ impl Run<'_> {
         self.wait_for_wal(&segments).await?;
         let wal_wait = waited.elapsed();
 
+        let outside = self.take_outside(label).await?;
+        let not_included = outside.missing.clone();
         let (bad, unlisted) = settle(&made, stopped.stop);
         let counts = &made.counts;
         let work = Work {
-            read: counts.read.load(Ordering::Relaxed),
-            new: counts.new.load(Ordering::Relaxed),
-            stored: made.stored,
+            read: counts.read.load(Ordering::Relaxed) + outside.read,
+            new: counts.new.load(Ordering::Relaxed) + outside.read,
+            stored: made.stored + outside.stored(),
             resumed: counts.resumed.load(Ordering::Relaxed),
         };
         let vanished = counts.vanished.load(Ordering::Relaxed);
@@ -369,6 +375,7 @@ impl Run<'_> {
                 annotations,
                 bad: &bad,
                 work,
+                outside,
             };
             describe::manifest(&repository, &made, description)
         })
@@ -402,10 +409,24 @@ impl Run<'_> {
             damaged_pages,
             damaged,
             vanished,
+            not_included,
             seconds: self.begun.elapsed().as_secs_f64(),
             backup_mode_seconds: backup_mode.as_secs_f64(),
             wal_wait_seconds: wal_wait.as_secs_f64(),
         })
+    }
+
+    /// The configuration that goes along.
+    async fn take_outside(&self, run: Label) -> Result<Outside, CreateError> {
+        let repository = self.repository.blocking();
+        let codec = self
+            .request
+            .codec
+            .unwrap_or_else(|| FrameCodec::from(self.repository.repository().compression()));
+        let include = self.request.include.clone();
+        tokio::task::spawn_blocking(move || outside::take(&repository, codec, run, &include))
+            .await
+            .map_err(|_| CreateError::Thread)?
     }
 
     fn method(&self, remote: bool) -> Method {

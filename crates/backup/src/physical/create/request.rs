@@ -38,6 +38,8 @@ pub struct CreateRequest {
     pub skip_archive_check: bool,
     /// How long to wait for the last WAL segment.
     pub wal_timeout: Duration,
+    /// Files and directories outside the data directory that go along.
+    pub include: Vec<PathBuf>,
     /// Whether packs of an interrupted backup are looked for.
     pub resume: bool,
 }
@@ -59,6 +61,7 @@ impl CreateRequest {
             annotations: BTreeMap::new(),
             skip_archive_check: false,
             wal_timeout: Duration::from_mins(10),
+            include: Vec::new(),
             resume: true,
         }
     }

@@ -28,7 +28,7 @@ pub struct Owners {
 
 impl Owners {
     /// The place of an owner in the list; its names are looked up when it is first seen.
-    pub(super) fn index(&mut self, uid: u32, gid: u32) -> u32 {
+    pub(in crate::physical) fn index(&mut self, uid: u32, gid: u32) -> u32 {
         *self.indexes.entry((uid, gid)).or_insert_with(|| {
             self.list.push(Owner {
                 uid,
@@ -54,7 +54,7 @@ impl Owners {
     }
 
     /// The owner at a place of the list.
-    pub(super) fn get(&self, index: u32) -> &Owner {
+    pub(in crate::physical) fn get(&self, index: u32) -> &Owner {
         &self.list[index as usize]
     }
 

@@ -21,6 +21,7 @@ pub mod error;
 mod execute;
 pub mod extract;
 mod guard;
+mod include;
 mod inventory;
 mod layout;
 mod moment;
@@ -38,6 +39,7 @@ mod start;
 mod target;
 
 pub use error::{Nearest, RestoreError};
+pub use include::Include;
 pub use layout::Remap;
 pub use moment::Moment;
 pub use procedure::{KIND, Restore};

@@ -33,12 +33,15 @@ pub(crate) fn resolve(data: &Path, recorded: Option<&Owner>) -> Result<Ownership
         getegid().as_raw(),
         directory,
         recorded,
-        |recorded| {
-            let uid = recorded.user.as_deref().and_then(|name| number("passwd", name))?;
-            let group = recorded.group.as_deref().and_then(|name| number("group", name));
-            Some((uid, group.or_else(|| primary_group(uid))?))
-        },
+        known_here,
     )
+}
+
+/// The numbers that a recorded user and group have on this machine.
+pub(crate) fn known_here(recorded: &Owner) -> Option<(u32, u32)> {
+    let uid = recorded.user.as_deref().and_then(|name| number("passwd", name))?;
+    let group = recorded.group.as_deref().and_then(|name| number("group", name));
+    Some((uid, group.or_else(|| primary_group(uid))?))
 }
 
 fn choose(

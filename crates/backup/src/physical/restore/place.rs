@@ -10,13 +10,13 @@ use pgmahout_durable::{remove_durably, replace_atomically, sync_directory};
 use pgmahout_postgres::conf_file::Configuration;
 use pgmahout_procedure::report::Progress;
 use pgmahout_types::ControlFile;
-use pgmahout_types::repository::manifest::{Area, Entry};
 use tokio_util::sync::CancellationToken;
 
 use super::error::RestoreError;
 use super::execute::write::{Tally, Writer};
 use super::execute::{self, tree};
 use super::guard::{self, MARKER, Marker, WAITING_CONTROL};
+use super::include;
 use super::owner::Ownership;
 use super::prepare::Shared;
 use super::received;
@@ -104,40 +104,11 @@ pub(crate) fn files(
         }),
         other => other,
     }?;
-    outside(shared, cancellation)
+    include::restore(shared, cancellation)
 }
 
-/// Files from outside the data directory, below the directory that was named. Nothing there is replaced.
-fn outside(shared: &Shared, cancellation: &CancellationToken) -> Result<(), RestoreError> {
-    let Some(directory) = &shared.request.include else {
-        return Ok(());
-    };
-    let mut included = Vec::new();
-    for entry in &shared.manifest.entries {
-        let Entry::File(file) = entry else { continue };
-        if file.area != Area::Outside {
-            continue;
-        }
-        let path = directory.join(file.path.as_path());
-        if let Some(parent) = path.parent() {
-            fs::create_dir_all(parent).map_err(|error| RestoreError::io("create", parent, error))?;
-        }
-        if path.exists() {
-            return Err(RestoreError::Refused {
-                what: format!("{} is there already", path.display()),
-                hint: "give --include another directory".to_owned(),
-            });
-        }
-        let content = shared.content(file, cancellation)?;
-        pgmahout_durable::write_atomically(&path, &content, file.mode & 0o700)?;
-        included.push(path);
-    }
-    shared.set(|outcome| outcome.included = included);
-    Ok(())
-}
-
-/// `backup_label`, `tablespace_map`, `postgresql.auto.conf` and the signal file. Gives what a person should
-/// know.
+/// `backup_label`, `tablespace_map`, `postgresql.auto.conf`, the signal file, and WAL that the archive has not got.
+/// Gives what a person should know.
 pub(crate) fn settings(shared: &Shared) -> Result<Vec<String>, RestoreError> {
     let data = shared.layout.data();
     let owner = shared.owner()?;

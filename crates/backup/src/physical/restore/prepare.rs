@@ -17,6 +17,7 @@ use super::execute::target;
 use super::execute::tree::{self, Strangers};
 use super::execute::write::{Tally, Writer};
 use super::guard::{self, DirectoryLock, Existing};
+use super::include;
 use super::layout::Layout;
 use super::owner::{self, Ownership};
 use super::plan::{self, Choice, RestorePlan};
@@ -302,6 +303,9 @@ impl Shared {
         note(self.check_directory(resuming));
         note(self.check_other_roots(resuming));
         note(self.owner().map(drop));
+        if !resuming {
+            note(include::check(self));
+        }
         let reuse = self.reuses(resuming).unwrap_or(false);
         match self.survey(reuse && found.is_empty()) {
             Ok((needs, _)) => found.extend(needs.iter().filter_map(|need| need.check().err())),

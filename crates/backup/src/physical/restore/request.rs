@@ -8,6 +8,7 @@ use pgmahout_types::repository::Label;
 use pgmahout_types::{Lsn, TimelineId};
 use serde::{Deserialize, Serialize};
 
+use super::include::Include;
 use super::layout::Remap;
 use super::received::ReceiverFiles;
 use super::settings::{Archiving, StandbySettings};
@@ -33,7 +34,7 @@ pub struct RestoreRequest {
     /// The databases to restore, by name or number; empty for all.
     pub databases: Vec<String>,
     /// Where files from outside the data directory are put; `None` leaves them out.
-    pub include: Option<PathBuf>,
+    pub include: Option<Include>,
     /// Threads.
     pub jobs: usize,
     /// Where a receiver on this host may have WAL that no repository has; `None` where nobody looks.
@@ -76,7 +77,7 @@ pub struct RestoreOutcome {
     pub settings: Vec<String>,
     /// Databases of which nothing was restored, to be dropped.
     pub to_drop: Vec<String>,
-    /// Files from outside the data directory, where they are now.
+    /// Files and directories from outside the data directory, where they are now.
     pub included: Vec<PathBuf>,
     /// How recovery ended, where the server was started.
     pub recovery: Option<RecoveryEnd>,

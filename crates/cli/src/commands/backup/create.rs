@@ -1,6 +1,7 @@
 //! `pgmahout backup create`.
 
 use std::collections::BTreeMap;
+use std::path::PathBuf;
 use std::time::Duration;
 
 use pgmahout_backup::physical::create::{self, CreateRequest, Created, default_jobs};
@@ -34,7 +35,8 @@ root), or anywhere with --remote, as a role with REPLICATION and a line for repl
 pg_hba.conf. Every backup can be restored by itself; only pages that no older backup has are
 stored. The backup is listed when every WAL segment that it needs is in the repository.
 
-Exit status 1 when pages are damaged, unless --allow-checksum-failures: the backup is kept all the same.";
+Exit status 1 when pages are damaged, unless --allow-checksum-failures, and when something of --include or
+backup.include could not be taken along: the backup is kept all the same.";
 
 /// Take a physical backup of a running server.
 #[derive(Debug, clap::Args)]
@@ -78,6 +80,10 @@ pub(crate) struct Args {
     /// zstd[:1-19], lz4 or none [default: the repository's, else zstd:1].
     #[arg(long, value_name = "CODEC")]
     compress: Option<String>,
+
+    /// Take this file or directory along, beside backup.include of the configuration; may be given several times.
+    #[arg(long, value_name = "PATH", value_parser = absolute)]
+    include: Vec<PathBuf>,
 
     /// A note that is kept with the backup; may be given several times.
     #[arg(long, value_name = "KEY=VALUE")]
@@ -154,7 +160,8 @@ pub(crate) async fn run(args: Args, context: &Context) -> Result<ExitStatus, Fai
         return Err(failure(failed, total));
     }
     let damaged = created.iter().any(|backup| backup.damaged_pages > 0);
-    Ok(ExitStatus(u8::from(damaged && !allowed)))
+    let incomplete = created.iter().any(|backup| !backup.not_included.is_empty());
+    Ok(ExitStatus(u8::from(damaged && !allowed || incomplete)))
 }
 
 /// One failure of all: itself where there is only one repository.
@@ -248,6 +255,7 @@ fn request(args: &Args, context: &Context) -> Result<CreateRequest, Failure> {
         annotations: annotations(&args.annotate)?,
         skip_archive_check: args.no_archive_check,
         wal_timeout,
+        include: configured.include.iter().chain(&args.include).cloned().collect(),
         resume: !args.no_resume,
         ..CreateRequest::new(connection(args, context)?)
     })
@@ -268,6 +276,11 @@ fn connection(args: &Args, context: &Context) -> Result<ConnectionParameters, Fa
     } else {
         parameters.with_database("postgres")
     })
+}
+
+/// A path that means the same from any directory.
+fn absolute(text: &str) -> Result<PathBuf, String> {
+    std::path::absolute(text).map_err(|error| error.to_string())
 }
 
 /// `key=value`, several times.
@@ -328,6 +341,11 @@ fn render(backup: &Created, context: &Context) {
         "  restorable to {} and, while the WAL is kept, to any later moment",
         time(backup.stop_time)
     ));
+    for missing in &backup.not_included {
+        printer.warn(&format!(
+            "not taken along: {missing}; the backup of the server is complete"
+        ));
+    }
     if backup.damaged_pages > 0 {
         let named: Vec<String> = backup
             .damaged

@@ -152,6 +152,9 @@ pub(crate) async fn run(args: Args, context: &Context) -> Result<ExitStatus, Fai
     for tablespace in &header.tablespaces {
         lines.push(("tablespace", format!("{} at {}", tablespace.oid, tablespace.path)));
     }
+    for path in &header.outside {
+        lines.push(("along", path.to_string()));
+    }
     if backup.pinned {
         lines.push(("pinned", "yes".to_owned()));
     }

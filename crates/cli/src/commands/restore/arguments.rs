@@ -81,7 +81,7 @@ pub(super) fn of(args: &Args, context: &Context) -> Result<Vec<String>, Failure>
     option("target-action", target.target_action.clone());
     option("timezone", target.timezone.clone());
     option("wal-dir", path(&place.wal_dir));
-    option("include", path(&place.include));
+    option("include", place.include.as_ref().and_then(&path));
     option("received", path(&place.received));
     option("jobs", place.jobs.map(|jobs| jobs.to_string()));
     option(
@@ -112,6 +112,7 @@ pub(super) fn of(args: &Args, context: &Context) -> Result<Vec<String>, Failure>
         (place.delta, "--delta"),
         (place.keep_old, "--keep-old"),
         (place.primary_gone, "--primary-gone"),
+        (matches!(place.include, Some(None)), "--include"),
         (server.start, "--start"),
         (server.as_standby, "--as-standby"),
     ] {

@@ -9,7 +9,8 @@ use std::time::Duration;
 
 use clap::Args as ClapArgs;
 use pgmahout_backup::physical::restore::{
-    Archiving, KIND, ReceiverFiles, Remap, Restore, RestoreRequest, StandbySettings, StartRequest, Wanted,
+    Archiving, Include, KIND, ReceiverFiles, Remap, Restore, RestoreRequest, StandbySettings, StartRequest,
+    Wanted,
 };
 use pgmahout_config::quantity;
 use pgmahout_procedure::{Ended, Procedure, Registry, RunOptions, Runner, StepError, Surroundings};
@@ -144,9 +145,10 @@ struct PlaceArgs {
     #[arg(long = "database", value_name = "NAME")]
     databases: Vec<String>,
 
-    /// Put files that were backed up from outside the data directory below this directory.
-    #[arg(long, value_name = "DIRECTORY")]
-    include: Option<PathBuf>,
+    /// Bring back what was taken along from outside the data directory: as NAME.restored beside what is there, or
+    /// below this directory.
+    #[arg(long, value_name = "DIRECTORY", num_args = 0..=1)]
+    include: Option<Option<PathBuf>>,
 
     /// Where `pgmahout wal receive` keeps its files [default: wal.receive.directory, else in the state directory].
     /// What no repository has yet is taken from there; the segment that was being received only when its server does
@@ -288,7 +290,12 @@ fn request(args: &Args, context: &Context) -> Result<RestoreRequest, Failure> {
             slot: server.primary_slot.clone(),
         }),
         databases: place.databases.clone(),
-        include: place.include.clone(),
+        include: place.include.as_ref().map(|directory| match directory {
+            Some(directory) => {
+                Include::Below(std::path::absolute(directory).unwrap_or_else(|_| directory.clone()))
+            }
+            None => Include::Beside,
+        }),
         jobs: place.jobs(),
         received: receiver_files(args, context)?,
         restore_command: match &server.restore_command {

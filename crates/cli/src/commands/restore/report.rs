@@ -57,11 +57,10 @@ pub(super) fn done(
             .printer
             .line(&format!("What was there is in {}.", path.display()));
     }
-    if !outcome.included.is_empty() {
+    for path in &outcome.included {
         context.printer.line(&format!(
-            "{} files from outside the data directory were put beside: {}",
-            outcome.included.len(),
-            outcome.included[0].display()
+            "From outside the data directory: {}. Nothing that is there was touched.",
+            path.display()
         ));
     }
     if !outcome.to_drop.is_empty() {
