@@ -121,6 +121,11 @@ impl Archived {
         self.sandbox.directory(name)
     }
 
+    /// The state directory of all commands.
+    pub(crate) fn state(&self) -> &Path {
+        &self.state
+    }
+
     /// The program at this server and its repository.
     pub(crate) fn pgmahout(&self, arguments: &[&str]) -> Pgmahout {
         self.pgmahout_at(&self.server, arguments)
