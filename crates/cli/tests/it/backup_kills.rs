@@ -10,6 +10,7 @@ use std::time::{Duration, Instant, SystemTime};
 use pgmahout_testkit::contents;
 use pgmahout_testkit::poll;
 use pgmahout_testkit::postgres::Major;
+use pgmahout_testkit::proc::Running;
 use pgmahout_testkit::processes::{self, Signal};
 use pgmahout_testkit::recorder::{self, Recorder};
 use rstest::rstest;
@@ -24,11 +25,13 @@ enum Victim {
     Restore,
     Fetch,
     Push,
+    Receive,
 }
 
-const VICTIMS: [Victim; 5] = [
+const VICTIMS: [Victim; 6] = [
     Victim::Create,
     Victim::Push,
+    Victim::Receive,
     Victim::Restore,
     Victim::Expire,
     Victim::Fetch,
@@ -72,12 +75,14 @@ async fn whatever_is_killed_at_any_moment_the_repository_stays_valid_and_no_wal_
         let context = format!("round {round}, {victim:?} killed after {part:.3} of its time");
         if victim == Victim::Push {
             killed += usize::from(kill_push(&scene, part).await);
+        } else if victim == Victim::Receive {
+            killed += usize::from(kill_receive(&scene, part).await);
         } else {
             let command = match victim {
                 Victim::Create => scene.pgmahout(&["backup", "create"]),
                 Victim::Expire => scene.pgmahout(&["backup", "expire", "--yes"]),
                 Victim::Restore => scene.restore(&place, &[]),
-                Victim::Fetch | Victim::Push => {
+                Victim::Fetch | Victim::Push | Victim::Receive => {
                     let segment = scene
                         .server
                         .query_text("postgres", "SELECT last_archived_wal FROM pg_stat_archiver")
@@ -123,6 +128,7 @@ async fn whatever_is_killed_at_any_moment_the_repository_stays_valid_and_no_wal_
     scene.run(&["backup", "expire", "--yes"]).await;
     let commits = recorder.stop().await;
     scene.archive_all().await;
+    receive_all(&scene).await;
     scene.run(&["wal", "verify"]).await;
     let copy = scene.restored(&[]).await;
     let rows: Vec<u64> = recorder::rows(&copy, "postgres").await.into_iter().collect();
@@ -181,6 +187,51 @@ async fn kill_push(scene: &Archived, part: f64) -> bool {
     })
     .await;
     caught
+}
+
+/// The receiver, which stores the same segments as `wal push`.
+fn receiver(scene: &Archived) -> Running {
+    scene.pgmahout(&["wal", "receive", "--create-slot"]).spawn()
+}
+
+/// Kills a receiver while it receives what was written since the last one was killed.
+async fn kill_receive(scene: &Archived, part: f64) -> bool {
+    let running = receiver(scene);
+    scene
+        .server
+        .sql(
+            "postgres",
+            "SELECT pg_logical_emit_message(false, 'test', repeat('x', 100000)); SELECT pg_switch_wal()",
+        )
+        .await;
+    let killed = running.kill_after(Duration::from_secs_f64(part * 0.6)).await;
+    assert!(killed.signal.is_some(), "it ended by itself: {}", killed.stderr);
+    true
+}
+
+/// The next receiver goes on where the last one was killed, up to the end, and leaves nothing behind.
+async fn receive_all(scene: &Archived) {
+    let end = scene
+        .server
+        .query_text("postgres", "SELECT pg_current_wal_flush_lsn()")
+        .await;
+    let running = receiver(scene);
+    poll::until(PATIENCE, "everything to be received", async || {
+        let received = format!(
+            "SELECT count(*) FROM pg_stat_replication WHERE application_name = 'pgmahout' AND flush_lsn >= '{end}'"
+        );
+        scene.server.query_text("postgres", &received).await == "1"
+    })
+    .await;
+    running.signal(Signal::TERM);
+    running.wait().await.expect_status(0);
+    let directory = scene.state().join("wal/main/receive");
+    let whole: Vec<String> = std::fs::read_dir(directory)
+        .expect("it is there")
+        .filter_map(|entry| entry.ok()?.file_name().into_string().ok())
+        .filter(|name| name.len() == 24)
+        .collect();
+    assert!(whole.is_empty(), "received and not stored: {whole:?}");
 }
 
 /// Makes every lease, and every object that is not yet listed, look as old as if days had gone by: the storage's

@@ -46,6 +46,7 @@ mod segments;
 mod server;
 mod shared;
 mod sink;
+mod sparse;
 mod throttle;
 mod upload;
 mod worker;
@@ -450,7 +451,10 @@ impl Run<'_> {
         .collect();
         for entry in usable {
             match Parent::load(self.repository, entry, self.cluster).await {
-                Ok(Some(parent)) => return Ok(Some(parent)),
+                Ok(Some(mut parent)) => {
+                    parent.leave_behind(sparse::mostly_dead(self.repository, head, &parent).await);
+                    return Ok(Some(parent));
+                }
                 Ok(None) => {}
                 Err(error) if is_damage(&error) => self.reporter.message(
                     Level::Warning,

@@ -3,7 +3,7 @@
 //! Files are compared block by block, by content. So any older backup of the same cluster will do, whatever
 //! timeline it is of and whatever happened since: a wrong guess costs space, never a page.
 
-use std::collections::HashMap;
+use std::collections::{HashMap, HashSet};
 use std::sync::{Arc, Mutex, PoisonError};
 
 use bytes::Bytes;
@@ -39,6 +39,10 @@ pub(super) struct Parent {
     /// Places of records by the hash of the path, sorted.
     places: Vec<(FileId, u64)>,
     maps: MapReader,
+    /// Packs on which nothing new is built.
+    left_behind: HashSet<PackId>,
+    /// Bytes of its files.
+    bytes: u64,
 }
 
 /// What the older backup has of a file.
@@ -48,6 +52,22 @@ pub(super) struct ParentFile {
     pub(super) map: PageMap,
     /// Where that map is stored, if it is not in the manifest.
     pub(super) stored: Option<StoredAt>,
+    /// For each pack of the map whether it is left behind, so that blocks in it are stored afresh when they are read;
+    /// empty where none is. A block that is not read may be taken from there all the same: the pack then stays.
+    left_behind: Vec<bool>,
+}
+
+impl ParentFile {
+    /// Whether a frame of the map is in a pack that is left behind.
+    pub(super) fn is_left_behind(&self, frame: u32) -> bool {
+        !self.left_behind.is_empty()
+            && self
+                .map
+                .frames()
+                .get(frame as usize)
+                .and_then(|frame| self.left_behind.get(frame.pack as usize))
+                .is_some_and(|gone| *gone)
+    }
 }
 
 /// Where a map is stored.
@@ -116,6 +136,7 @@ impl Parent {
                 places.push((file_id(&key, path), records.push(path, &record)));
             }
             let packs: Vec<PackEntry> = reader.end().map(|end| end.packs.clone()).unwrap_or_default();
+            let bytes = reader.end().map_or(0, |end| end.bytes);
             places.sort_unstable();
             let known = packs.iter().map(|pack| (pack.id, *pack)).collect();
             Ok(Some(Self {
@@ -125,6 +146,8 @@ impl Parent {
                 records,
                 places,
                 maps: MapReader::new(storage),
+                left_behind: HashSet::new(),
+                bytes,
             }))
         })
         .await;
@@ -137,6 +160,21 @@ impl Parent {
     /// A pack that the older backup uses.
     pub(super) fn pack(&self, id: PackId) -> Option<&PackEntry> {
         self.known.get(&id)
+    }
+
+    /// The same for all of them.
+    pub(super) fn entries(&self) -> impl Iterator<Item = &PackEntry> {
+        self.packs.iter()
+    }
+
+    /// Bytes of its files.
+    pub(super) fn bytes(&self) -> u64 {
+        self.bytes
+    }
+
+    /// Nothing new is built on these packs: what is in them is as if the older backup had not got it.
+    pub(super) fn leave_behind(&mut self, packs: HashSet<PackId>) {
+        self.left_behind = packs;
     }
 
     /// All packs that the older backup uses.
@@ -158,6 +196,7 @@ impl Parent {
             Some(Record::Inline(map)) => ParentFile {
                 map: self.named(&map)?,
                 stored: None,
+                left_behind: Vec::new(),
             },
             Some(Record::Stored { map, base, .. }) => {
                 let frame = self.named_frame(map)?;
@@ -167,6 +206,7 @@ impl Parent {
                     (StoredMap::Whole(map), _) => ParentFile {
                         map,
                         stored: Some(StoredAt { frame, base: None }),
+                        left_behind: Vec::new(),
                     },
                     (StoredMap::Overlay(overlay), Some(base)) => {
                         let StoredMap::Whole(base_map) = self.maps.read(self.pack_of(base)?, base)? else {
@@ -180,6 +220,7 @@ impl Parent {
                                 frame,
                                 base: Some((base, base_map)),
                             }),
+                            left_behind: Vec::new(),
                         }
                     }
                     (StoredMap::Overlay(_), None) => {
@@ -188,7 +229,28 @@ impl Parent {
                 }
             }
         };
-        Ok((!is_scattered(&file.map, id)).then_some(file))
+        if is_scattered(&file.map, id) {
+            return Ok(None);
+        }
+        Ok(Some(self.mark_left_behind(file)))
+    }
+
+    /// Marks what is in packs that are left behind. A file that has anything there gets a map of its own.
+    fn mark_left_behind(&self, mut file: ParentFile) -> ParentFile {
+        if self.left_behind.is_empty() {
+            return file;
+        }
+        let gone = |pack: &PackId| self.left_behind.contains(pack);
+        let stored_there = |stored: &StoredAt| {
+            gone(&stored.frame.pack) || stored.base.as_ref().is_some_and(|(base, _)| gone(&base.pack))
+        };
+        if file.map.packs().iter().any(gone) {
+            file.left_behind = file.map.packs().iter().map(gone).collect();
+            file.stored = None;
+        } else if file.stored.as_ref().is_some_and(stored_there) {
+            file.stored = None;
+        }
+        file
     }
 
     fn pack_of(&self, frame: PackedFrame) -> Result<&PackEntry, CreateError> {

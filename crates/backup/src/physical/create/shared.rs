@@ -211,6 +211,7 @@ enum Was {
 
 /// Walks over the blocks of an older map.
 struct Older<'a, I> {
+    parent: Option<&'a ParentFile>,
     runs: I,
     current: Option<Run<'a>>,
 }
@@ -222,7 +223,11 @@ impl<'a> Older<'a, Box<dyn Iterator<Item = Run<'a>> + 'a>> {
             None => Box::new(std::iter::empty()),
         };
         let current = runs.next();
-        Self { runs, current }
+        Self {
+            parent,
+            runs,
+            current,
+        }
     }
 
     /// Blocks are asked for in order.
@@ -231,6 +236,11 @@ impl<'a> Older<'a, Box<dyn Iterator<Item = Run<'a>> + 'a>> {
             if block < run.extent.end() {
                 return match run.extent.source {
                     Source::Zero => Was::Zero,
+                    Source::Frame { frame, .. }
+                        if self.parent.is_some_and(|parent| parent.is_left_behind(frame)) =>
+                    {
+                        Was::Nothing
+                    }
                     Source::Frame { .. } => run
                         .hashes
                         .get((block - run.extent.first) as usize)

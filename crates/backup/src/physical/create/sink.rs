@@ -119,11 +119,8 @@ impl Sink {
                 chunk::join(parts, file.parent.map(|parent| &parent.map), size).map_err(CreateError::Map)?;
             &built
         };
-        let stored = match unchanged {
-            Some(parent) => parent
-                .stored
-                .as_ref()
-                .map(|stored| (stored.frame, stored.base.as_ref().map(|(base, _)| *base))),
+        let stored = match unchanged.and_then(|parent| parent.stored.as_ref()) {
+            Some(stored) => Some((stored.frame, stored.base.as_ref().map(|(base, _)| *base))),
             None if map.blocks() <= INLINE_BLOCKS => None,
             None => Some(self.store(file, map)?),
         };
