@@ -279,7 +279,12 @@ impl Frames<'_> {
         self.append_next(out)
     }
 
-    fn append_next(&mut self, out: &mut Vec<u8>) -> Result<bool, FramedError> {
+    /// The same behind what is in `out`, which stays; after an error nothing was added.
+    ///
+    /// # Errors
+    ///
+    /// As [`Frames::next_into`].
+    pub fn append_next(&mut self, out: &mut Vec<u8>) -> Result<bool, FramedError> {
         if self.is_ended {
             return Ok(false);
         }

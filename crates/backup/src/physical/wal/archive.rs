@@ -9,6 +9,7 @@ use pgmahout_store::repository::{CreateOutcome, Location};
 use pgmahout_types::{SegmentName, TimelineHistory, TimelineId, WalFileName};
 use tokio_util::sync::CancellationToken;
 
+use super::buffers::Buffers;
 use super::error::WalError;
 use super::file::WalFile;
 use super::inventory::{ListedFile, WalInventory};
@@ -31,12 +32,21 @@ pub enum PutOutcome {
 #[derive(Debug, Clone)]
 pub struct WalArchive {
     repository: PhysicalRepository,
+    buffers: Buffers,
 }
 
 impl WalArchive {
     /// The archive in that repository.
     pub fn new(repository: PhysicalRepository) -> Self {
-        Self { repository }
+        Self {
+            repository,
+            buffers: Buffers::default(),
+        }
+    }
+
+    /// Takes back the memory of a file that [`WalArchive::get`] gave.
+    pub(super) fn reuse(&self, file: ArchivedFile) {
+        self.buffers.give(file.content);
     }
 
     /// The repository.
@@ -111,7 +121,8 @@ impl WalArchive {
             self.repository.cipher()
         };
         let object = self.repository.wal_name(name);
-        let opened = compute(move || object::open(&cipher, &object, name, &bytes)).await;
+        let buffers = self.buffers.clone();
+        let opened = compute(move || object::open(&cipher, &object, name, &bytes, &buffers)).await;
         opened.map_err(|problem| {
             let repository = self.repository.description();
             let source: Box<dyn std::error::Error + Send + Sync> = match problem {
@@ -141,22 +152,36 @@ impl WalArchive {
     /// [`WalError::Conflict`], [`WalError::OtherCluster`] and its like, or what the storage says. After a failure
     /// of the storage the file may be there; storing it again finds out.
     pub async fn put(&self, file: &WalFile) -> Result<PutOutcome, WalError> {
+        let sealed = self.seal(file).await?;
+        self.store(file, sealed).await
+    }
+
+    /// The first half of [`WalArchive::put`]: makes the object, which takes a core for some tens of milliseconds.
+    pub(super) async fn seal(&self, file: &WalFile) -> Result<Bytes, WalError> {
         file.check_owner(self.repository.stanza_info(), &self.repository.description())?;
         let object = self.repository.wal_name(file.name);
         let (cipher, codec) = (
             self.repository.cipher(),
             self.repository.repository().frame_codec(),
         );
-        let (name, sealing) = (object.clone(), file.clone());
-        let sealed = compute(move || object::seal(&cipher, &name, codec, &sealing))
+        let (sealing, buffers) = (file.clone(), self.buffers.clone());
+        compute(move || object::seal(&cipher, &object, codec, &sealing, &buffers))
             .await
             .map_err(|source| WalError::Framed {
                 repository: self.repository.description(),
                 name: file.name,
                 source,
-            })?;
+            })
+    }
+
+    /// The second half of [`WalArchive::put`]: stores the object, which is waiting for the most part.
+    pub(super) async fn store(&self, file: &WalFile, sealed: Bytes) -> Result<PutOutcome, WalError> {
+        let object = self.repository.wal_name(file.name);
         let stored = sealed.len() as u64;
-        match self.repository.repository().create_once(&object, sealed).await? {
+        let repository = self.repository.repository();
+        let created = repository.create_once(&object, sealed.clone()).await;
+        self.buffers.give(sealed);
+        match created? {
             CreateOutcome::Created => Ok(PutOutcome::Stored(stored)),
             CreateOutcome::AlreadyThere => self.compare(file, &object).await,
         }

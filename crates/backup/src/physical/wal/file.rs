@@ -2,6 +2,7 @@
 
 use std::fs::File;
 use std::io::Read;
+use std::os::unix::fs::FileExt as _;
 use std::path::{Path, PathBuf};
 
 use bytes::Bytes;
@@ -11,6 +12,7 @@ use pgmahout_types::wal::WalPageHeader;
 use pgmahout_types::wal::page_header::WalPageError;
 use pgmahout_types::{SegmentSize, SystemIdentifier, TimelineHistory, WalFileName};
 
+use super::digest::{self, PIECE};
 use super::error::{TextProblem, WalError};
 
 /// Histories are lines of some tens of bytes, one for each timeline.
@@ -41,9 +43,14 @@ impl WalFile {
     ///
     /// When it cannot be read, or is not what its name says.
     pub fn read(path: &Path) -> Result<Self, WalError> {
+        Self::read_into(path, Vec::with_capacity)
+    }
+
+    /// The same into memory that was used before.
+    pub(super) fn read_into(path: &Path, buffer: impl FnOnce(usize) -> Vec<u8>) -> Result<Self, WalError> {
         let name = name_of(path)?;
-        let content = read_whole(path, name)?;
-        Self::examine(name, content, |name| owner_beside(path, name))
+        let (content, blake3) = read_whole(path, name, buffer)?;
+        Self::examine(name, content, blake3, |name| owner_beside(path, name))
     }
 
     /// The same with content that is in memory already, of a cluster that is known otherwise.
@@ -52,12 +59,14 @@ impl WalFile {
     ///
     /// When the content is not what the name says.
     pub fn new(name: WalFileName, content: Bytes, system: SystemIdentifier) -> Result<Self, WalError> {
-        Self::examine(name, content, |_| Ok(system))
+        let blake3 = Digest::of(&content);
+        Self::examine(name, content, blake3, |_| Ok(system))
     }
 
     fn examine(
         name: WalFileName,
         content: Bytes,
+        blake3: Digest,
         owner: impl FnOnce(WalFileName) -> Result<SystemIdentifier, WalError>,
     ) -> Result<Self, WalError> {
         let (page, system_identifier) = match name {
@@ -89,8 +98,8 @@ impl WalFile {
         };
         Ok(Self {
             name,
-            blake3: Digest::of(&content),
             content,
+            blake3,
             page,
             system_identifier,
         })
@@ -176,7 +185,26 @@ fn owner_beside(path: &Path, name: WalFileName) -> Result<SystemIdentifier, WalE
     Ok(parsed.system_identifier)
 }
 
-fn read_whole(path: &Path, name: WalFileName) -> Result<Bytes, WalError> {
+/// The digest of a file and whose it is, for comparing with what was noted of it; a segment is not held in memory.
+/// `None` when it is not what its name says, or cannot be read: [`WalFile::read`] says why.
+pub(super) fn identify(path: &Path, threads: usize) -> Option<(Digest, SystemIdentifier)> {
+    if !matches!(name_of(path).ok()?, WalFileName::Segment(_)) {
+        let file = WalFile::read(path).ok()?;
+        return Some((file.blake3, file.system_identifier));
+    }
+    let file = File::open(path).ok()?;
+    let mut first = [0; WalPageHeader::LENGTH];
+    file.read_exact_at(&mut first, 0).ok()?;
+    let page = WalPageHeader::parse(&first).ok()?;
+    let blake3 = digest::of_file(&file, page.segment_size.bytes(), threads).ok()??;
+    Some((blake3, page.system_identifier))
+}
+
+fn read_whole(
+    path: &Path,
+    name: WalFileName,
+    buffer: impl FnOnce(usize) -> Vec<u8>,
+) -> Result<(Bytes, Digest), WalError> {
     let failed = |source| WalError::Io {
         doing: "read",
         path: path.to_path_buf(),
@@ -191,9 +219,19 @@ fn read_whole(path: &Path, name: WalFileName) -> Result<Bytes, WalError> {
             expected: SegmentSize::MAX,
         });
     }
-    let mut content = Vec::with_capacity(length as usize + 1);
-    file.read_to_end(&mut content).map_err(failed)?;
-    Ok(content.into())
+    let mut content = buffer(length as usize + 1);
+    let mut hasher = blake3::Hasher::new();
+    loop {
+        let before = content.len();
+        let mut piece = (&mut file).take(PIECE as u64);
+        piece.read_to_end(&mut content).map_err(failed)?;
+        // While it is in the processor's cache.
+        hasher.update(&content[before..]);
+        if content.len() - before < PIECE {
+            break;
+        }
+    }
+    Ok((content.into(), hasher.finalize().into()))
 }
 
 #[cfg(test)]

@@ -15,6 +15,8 @@
 //! A file that is stored or fetched is in memory twice: as it is, and as its object.
 
 mod archive;
+mod buffers;
+mod digest;
 pub mod enable;
 pub mod error;
 pub mod fetch;

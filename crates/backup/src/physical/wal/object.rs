@@ -2,11 +2,12 @@
 
 use bytes::Bytes;
 use jiff::Timestamp;
-use pgmahout_store::framed::{self, FrameCodec, FramedBuilder, FramedError, ObjectCipher};
-use pgmahout_types::WalFileName;
+use pgmahout_store::framed::{FrameCodec, FramedBuilder, FramedError, FramedOpener, ObjectCipher};
 use pgmahout_types::repository::wal_object::FORMAT;
 use pgmahout_types::repository::{Digest, WalObjectHeader};
+use pgmahout_types::{SegmentSize, WalFileName};
 
+use super::buffers::Buffers;
 use super::error::ObjectProblem;
 use super::file::WalFile;
 use crate::physical::stanza::kind;
@@ -31,6 +32,7 @@ pub(super) fn seal(
     object: &str,
     codec: FrameCodec,
     file: &WalFile,
+    buffers: &Buffers,
 ) -> Result<Bytes, FramedError> {
     let header = WalObjectHeader {
         format: FORMAT,
@@ -42,7 +44,8 @@ pub(super) fn seal(
         archived_at: Timestamp::now(),
         host: rustix::system::uname().nodename().to_string_lossy().into_owned(),
     };
-    let mut builder = FramedBuilder::new(cipher, kind::WAL, object, file.content.len() / 2 + 4096)?;
+    let buffer = buffers.take(file.content.len() / 2 + 4096);
+    let mut builder = FramedBuilder::with_buffer(cipher, kind::WAL, object, buffer)?;
     builder.push(FrameCodec::None, &header.encode())?;
     let mut rest = &file.content[..];
     while rest.len() > FRAME {
@@ -67,25 +70,46 @@ pub(super) fn open(
     object: &str,
     name: WalFileName,
     bytes: &[u8],
+    buffers: &Buffers,
 ) -> Result<ArchivedFile, OpenProblem> {
     let problem = |problem: ObjectProblem| OpenProblem::Object(Box::new(problem));
-    let whole = framed::open_bytes(cipher, kind::WAL, object, bytes).map_err(OpenProblem::Framed)?;
-    let end = memchr::memchr(b'\n', &whole).ok_or_else(|| problem(ObjectProblem::NoHeader))?;
+    let opener = FramedOpener::from_header(cipher, kind::WAL, object, bytes).map_err(OpenProblem::Framed)?;
+    let mut frames = opener.frames(bytes);
+    let mut head = Vec::new();
+    frames.next_into(&mut head).map_err(OpenProblem::Framed)?;
+    let end = memchr::memchr(b'\n', &head).ok_or_else(|| problem(ObjectProblem::NoHeader))?;
     let header =
-        WalObjectHeader::decode(&whole[..=end]).map_err(|error| OpenProblem::Object(Box::new(error)))?;
-    let content = Bytes::from(whole).slice(end + 1..);
+        WalObjectHeader::decode(&head[..=end]).map_err(|error| OpenProblem::Object(Box::new(error)))?;
     if header.name != name {
         return Err(problem(ObjectProblem::OtherName));
+    }
+    if header.size > SegmentSize::MAX.bytes() {
+        return Err(problem(ObjectProblem::OtherSize));
+    }
+    let mut content = buffers.take(header.size as usize);
+    content.extend_from_slice(&head[end + 1..]);
+    let mut hasher = blake3::Hasher::new();
+    let mut hashed = 0;
+    loop {
+        // While it is in the processor's cache.
+        hasher.update(&content[hashed..]);
+        hashed = content.len();
+        if hashed as u64 > header.size {
+            return Err(problem(ObjectProblem::OtherSize));
+        }
+        if !frames.append_next(&mut content).map_err(OpenProblem::Framed)? {
+            break;
+        }
     }
     if header.size != content.len() as u64 {
         return Err(problem(ObjectProblem::OtherSize));
     }
-    if header.blake3 != Digest::of(&content) {
+    if header.blake3 != Digest::from(hasher.finalize()) {
         return Err(problem(ObjectProblem::OtherDigest));
     }
     Ok(ArchivedFile {
         header,
-        content,
+        content: content.into(),
         stored: bytes.len() as u64,
     })
 }

@@ -78,11 +78,13 @@ pub(crate) async fn run(args: Args, context: &Context) -> Result<ExitStatus, Fai
         timeout: settings.wal.timeout.unwrap_or(TIMEOUT),
         target: args.target,
         stanza,
+        // A standby would stream the same records.
+        looks_for_tablespaces: mode == RecoveryMode::Recovery,
     };
     let outcome = fetch::fetch(&request, &context.cancellation).await?;
-    // A standby would stream the same records.
-    if mode == RecoveryMode::Recovery
-        && matches!(outcome, FetchOutcome::Fetched { .. })
+    if request.looks_for_tablespaces
+        && let FetchOutcome::Fetched { tablespaces, .. } = &outcome
+        && tablespaces.unwrap_or(true)
         && let Some(left_out) = fetch::check_tablespaces(name, &request.target, &data_dir)?
     {
         context.printer.warn(&left_out);

@@ -17,6 +17,7 @@ mod tablespaces;
 use std::fs;
 use std::io::Write;
 use std::path::{Path, PathBuf};
+use std::sync::atomic::{AtomicUsize, Ordering};
 use std::time::{Duration, Instant};
 
 use futures::StreamExt as _;
@@ -72,6 +73,8 @@ pub struct FetchRequest {
     pub patience: Duration,
     /// How long one attempt may take.
     pub timeout: Duration,
+    /// Whether it is looked for tablespaces that replay would make: see [`check_tablespaces`].
+    pub looks_for_tablespaces: bool,
 }
 
 /// What a fetch did.
@@ -83,6 +86,8 @@ pub enum FetchOutcome {
         repository: String,
         /// Whether it had been read ahead.
         ahead: bool,
+        /// Whether it makes tablespaces outside the data directory; `None` where nobody looked.
+        tablespaces: Option<bool>,
     },
     /// No repository has it; each of them said so.
     Absent {
@@ -202,9 +207,9 @@ async fn from_spool(request: &FetchRequest, segment: SegmentName) -> Option<Fetc
     let repository = from?;
     let (spool, target) = (request.spool.clone(), request.target.clone());
     let size = SegmentSize::new(note.size).ok()?;
-    let most = request.prefetch;
+    let (most, threads, tablespaces) = (request.prefetch, request.jobs, note.tablespaces);
     let handed = compute(move || {
-        let handed = spool.hand_over(&note, &target);
+        let handed = spool.hand_over(&note, &target, threads);
         if matches!(handed, Ok(true)) {
             if let (Ok(number), Some(window)) = (segment.number(size), spool.window()) {
                 spool.set_window(Window {
@@ -222,15 +227,23 @@ async fn from_spool(request: &FetchRequest, segment: SegmentName) -> Option<Fetc
         Ok(true) => Some(FetchOutcome::Fetched {
             repository,
             ahead: true,
+            tablespaces,
         }),
         // Damaged or gone: the repository has it.
         Ok(false) | Err(_) => None,
     }
 }
 
+/// What is known of a file that was handed over.
+#[derive(Debug, Clone, Copy)]
+struct Handed {
+    /// Whether it makes tablespaces, where that was looked at.
+    tablespaces: Option<bool>,
+}
+
 /// What the repositories say of a file.
 enum Answer {
-    Found(Box<(ArchivedFile, usize)>),
+    Found(Handed),
     Absent,
     Unknown(WalError),
 }
@@ -251,8 +264,8 @@ async fn from_repositories(request: &FetchRequest) -> Result<FetchOutcome, WalEr
         // With the first that answers for the file the others are not needed.
         let last = opened.len() - 1;
         match ask(request, &opened, last).await {
-            Answer::Found(there) => {
-                found = Some(there);
+            Answer::Found(handed) => {
+                found = Some((last, handed));
                 break;
             }
             Answer::Absent => {}
@@ -266,7 +279,7 @@ async fn from_repositories(request: &FetchRequest) -> Result<FetchOutcome, WalEr
         let names: Vec<String> = request.destinations.iter().map(Destination::name).collect();
         names.join(", ")
     };
-    let Some(found) = found else {
+    let Some((at, handed)) = found else {
         if let Some(held) = unsent(request, &opened).await? {
             return Ok(held);
         }
@@ -278,10 +291,10 @@ async fn from_repositories(request: &FetchRequest) -> Result<FetchOutcome, WalEr
             None => Ok(FetchOutcome::Absent { places: names() }),
         };
     };
-    let (_, at) = *found;
     Ok(FetchOutcome::Fetched {
         repository: opened[at].name.clone(),
         ahead: false,
+        tablespaces: handed.tablespaces,
     })
 }
 
@@ -294,11 +307,17 @@ async fn ask(request: &FetchRequest, opened: &[Place], at: usize) -> Answer {
         };
         check(place, request.name, &file)?;
         let (target, content) = (request.target.clone(), file.content.clone());
-        compute(move || write_target(&target, &content)).await?;
-        Ok::<_, WalError>(Some(file))
+        let looks = request.looks_for_tablespaces;
+        let tablespaces = compute(move || {
+            write_target(&target, &content)?;
+            Ok::<_, WalError>(looks.then(|| !tablespaces::made_by(&content).is_empty()))
+        })
+        .await?;
+        place.archive.reuse(file);
+        Ok::<_, WalError>(Some(Handed { tablespaces }))
     };
     let WalFileName::Segment(segment) = request.name else {
-        return answer(fetched.await, at);
+        return answer(fetched.await);
     };
     let size = place.archive.repository().segment_size();
     let ahead = window(request, segment, size);
@@ -307,15 +326,26 @@ async fn ask(request: &FetchRequest, opened: &[Place], at: usize) -> Answer {
         if matches!(fetched, Ok(Some(_))) {
             settle(request, segment, size, FIRST_WINDOW.min(request.prefetch));
         }
-        return answer(fetched, at);
+        return answer(fetched);
     }
     let segments = ahead.len() as u32;
     let jobs = jobs(request.jobs, size);
-    let reading = stream::iter(ahead)
-        .map(|next| read_ahead(request, place, next))
-        .buffered(jobs)
-        // Behind the first that is missing there is nothing to be had.
-        .take_while(|is_there| futures::future::ready(*is_there))
+    let missing = AtomicUsize::new(usize::MAX);
+    let missing = &missing;
+    let reading = stream::iter(ahead.into_iter().enumerate())
+        .map(|(at, next)| async move {
+            // Behind the first that is missing there is nothing to be had.
+            if at > missing.load(Ordering::Relaxed) {
+                return false;
+            }
+            let is_there = read_ahead(request, place, next).await;
+            if !is_there {
+                missing.fetch_min(at, Ordering::Relaxed);
+            }
+            is_there
+        })
+        .buffer_unordered(jobs)
+        .filter(|is_there| futures::future::ready(*is_there))
         .count();
     tokio::pin!(reading, fetched);
     let mut read = None;
@@ -328,7 +358,7 @@ async fn ask(request: &FetchRequest, opened: &[Place], at: usize) -> Answer {
         }
     };
     if !matches!(result, Ok(Some(_))) {
-        return answer(result, at);
+        return answer(result);
     }
     let read = match read {
         Some(count) => count,
@@ -340,12 +370,12 @@ async fn ask(request: &FetchRequest, opened: &[Place], at: usize) -> Answer {
         segments.saturating_mul(4)
     };
     settle(request, segment, size, next.min(request.prefetch));
-    answer(result, at)
+    answer(result)
 }
 
-fn answer(result: Result<Option<ArchivedFile>, WalError>, at: usize) -> Answer {
+fn answer(result: Result<Option<Handed>, WalError>) -> Answer {
     match result {
-        Ok(Some(file)) => Answer::Found(Box::new((file, at))),
+        Ok(Some(handed)) => Answer::Found(handed),
         Ok(None) => Answer::Absent,
         Err(error) => Answer::Unknown(error),
     }
@@ -424,9 +454,17 @@ async fn read_ahead(request: &FetchRequest, place: &Place, segment: SegmentName)
         blake3: file.header.blake3,
         at: Timestamp::now(),
         repository: place.binding.clone(),
+        tablespaces: None,
     };
-    let spool = request.spool.clone();
-    compute(move || spool.keep(segment, &file, &note)).await.is_ok()
+    let (spool, looks) = (request.spool.clone(), request.looks_for_tablespaces);
+    let (kept, file) = compute(move || {
+        let tablespaces = looks.then(|| !tablespaces::made_by(&file.content).is_empty());
+        let note = Note { tablespaces, ..note };
+        (spool.keep(segment, &file, &note), file)
+    })
+    .await;
+    place.archive.reuse(file);
+    kept.is_ok()
 }
 
 /// Whether what was archived is what the server wants: its own cluster's, and what its name says.
@@ -471,6 +509,7 @@ async fn unsent(request: &FetchRequest, opened: &[Place]) -> Result<Option<Fetch
     Ok(Some(FetchOutcome::Fetched {
         repository: "the local spool".to_owned(),
         ahead: false,
+        tablespaces: None,
     }))
 }
 

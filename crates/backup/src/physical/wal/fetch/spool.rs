@@ -16,6 +16,7 @@ use pgmahout_types::repository::Digest;
 use pgmahout_types::{SegmentName, SegmentSize, SystemIdentifier, TimelineId};
 use serde::{Deserialize, Serialize};
 
+use super::super::digest;
 use super::super::object::ArchivedFile;
 use super::super::place::Binding;
 use crate::physical::stanza::StanzaName;
@@ -41,6 +42,9 @@ pub(super) struct Note {
     pub(super) blake3: Digest,
     pub(super) at: Timestamp,
     pub(super) repository: Binding,
+    /// Whether its replay makes tablespaces outside the data directory, where that was looked at.
+    #[serde(default)]
+    pub(super) tablespaces: Option<bool>,
 }
 
 /// How far to read ahead: what was handed over last, and how many segments were read ahead of it.
@@ -104,16 +108,20 @@ impl FetchSpool {
     }
 
     /// Gives a segment its place, when its content is what was noted.
-    pub(super) fn hand_over(&self, note: &Note, target: &Path) -> std::io::Result<bool> {
+    pub(super) fn hand_over(&self, note: &Note, target: &Path, threads: usize) -> std::io::Result<bool> {
         let path = self.content(note.segment);
-        let content = fs::read(&path)?;
-        if content.len() as u64 != note.size || Digest::of(&content) != note.blake3 {
+        let file = fs::File::open(&path)?;
+        if digest::of_file(&file, note.size, threads)? != Some(note.blake3) {
             return Ok(false);
         }
         match fs::rename(&path, target) {
             Ok(()) => {}
             // The spool is configured on another file system.
             Err(error) if error.kind() == std::io::ErrorKind::CrossesDevices => {
+                let content = fs::read(&path)?;
+                if Digest::of(&content) != note.blake3 {
+                    return Ok(false);
+                }
                 super::write_target(target, &content).map_err(std::io::Error::other)?;
             }
             Err(error) => return Err(error),

@@ -4,14 +4,17 @@ use std::path::PathBuf;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::Instant;
 
+use bytes::Bytes;
 use futures::StreamExt as _;
 use futures::future::join_all;
 use futures::stream;
 use jiff::Timestamp;
 use pgmahout_types::{SystemIdentifier, WalFileName};
+use tokio::sync::Semaphore;
 use tokio_util::sync::CancellationToken;
 
 use super::super::archive::compute;
+use super::super::buffers::Buffers;
 use super::super::error::WalError;
 use super::super::file::WalFile;
 use super::super::place::{Destination, Place};
@@ -58,7 +61,12 @@ pub(super) struct Held {
 pub(super) struct Batch<'a> {
     pub(super) targets: &'a [Target],
     pub(super) needed: usize,
-    pub(super) jobs: usize,
+    /// Files under way at once: one that waits for the disk leaves its core to another.
+    pub(super) in_flight: usize,
+    /// Files read, compressed or sealed at once.
+    pub(super) cores: Semaphore,
+    /// The memory of files that are done with.
+    pub(super) buffers: Buffers,
     pub(super) deadline: Instant,
     pub(super) seconds: u64,
     pub(super) ledger: Option<&'a PushLedger>,
@@ -148,8 +156,8 @@ impl Batch<'_> {
         let result = tokio::select! {
             // What was sent may arrive; storing it again finds it.
             () = self.cancellation.cancelled() => Err(WalError::Cancelled),
-            result = tokio::time::timeout_at(self.deadline.into(), place.archive.put(file)) => match result {
-                Ok(result) => result.map(drop),
+            result = tokio::time::timeout_at(self.deadline.into(), self.put_at(place, file)) => match result {
+                Ok(result) => result,
                 Err(_) => Err(WalError::Slow {
                     repository: place.name.clone(),
                     name: file.name,
@@ -163,16 +171,32 @@ impl Batch<'_> {
         result.map(|()| place)
     }
 
+    async fn put_at(&self, place: &Place, file: &WalFile) -> Result<(), WalError> {
+        let sealed: Bytes = {
+            let _core = self.cores.acquire().await;
+            place.archive.seal(file).await?
+        };
+        place.archive.store(file, sealed).await.map(drop)
+    }
+
+    async fn read(&self, path: PathBuf) -> Result<WalFile, WalError> {
+        let _core = self.cores.acquire().await;
+        let buffers = self.buffers.clone();
+        compute(move || WalFile::read_into(&path, |capacity| buffers.take(capacity))).await
+    }
+
     /// Stores files that wait, several at once. What fails will be asked for again by its own call.
-    pub(super) async fn store_all(&self, paths: Vec<PathBuf>) -> (usize, Vec<String>) {
+    pub(super) async fn store_all(&self, paths: Vec<PathBuf>) -> usize {
         let mut stored = 0;
         let mut problem = None;
         let mut work = stream::iter(paths)
             .map(|path| async move {
-                let file = compute(move || WalFile::read(&path)).await?;
-                self.store(&file).await
+                let file = self.read(path).await?;
+                let held = self.store(&file).await;
+                self.buffers.give(file.content);
+                held
             })
-            .buffer_unordered(self.jobs);
+            .buffer_unordered(self.in_flight);
         while let Some(result) = work.next().await {
             match result {
                 Ok(_) => stored += 1,
@@ -188,7 +212,7 @@ impl Batch<'_> {
         if let Some(error) = problem {
             tracing::info!(%error, "a segment that waits could not be stored");
         }
-        (stored, Vec::new())
+        stored
     }
 
     /// Stores what waits in the spool.

@@ -22,7 +22,6 @@ use pgmahout_types::{SystemIdentifier, WalFileName};
 use serde::{Deserialize, Serialize};
 
 use super::super::error::WalError;
-use super::super::file::WalFile;
 use super::super::place::Binding;
 use crate::physical::stanza::StanzaName;
 
@@ -67,24 +66,32 @@ impl PushLedger {
         self.directory.join("pushed")
     }
 
-    /// What was pushed, the newest last. What cannot be read was not.
-    pub(super) fn read(&self) -> Vec<Pushed> {
+    fn text(&self) -> Vec<u8> {
         let mut text = Vec::new();
         if let Ok(mut file) = fs::File::open(self.pushed()) {
             let _ = file.read_to_end(&mut text);
         }
-        text.split(|&byte| byte == b'\n')
+        text
+    }
+
+    /// What was pushed, the newest last. What cannot be read was not.
+    pub(super) fn read(&self) -> Vec<Pushed> {
+        self.text()
+            .split(|&byte| byte == b'\n')
             .filter_map(|line| serde_json::from_slice(line).ok())
             .collect()
     }
 
-    /// The record of this very content under this name.
-    pub(super) fn find(&self, file: &WalFile) -> Option<Pushed> {
-        self.read().into_iter().rev().find(|pushed| {
-            pushed.name == file.name
-                && pushed.blake3 == file.blake3
-                && pushed.system == file.system_identifier
-        })
+    /// The records under this name, the newest last.
+    pub(super) fn noted(&self, name: WalFileName) -> Vec<Pushed> {
+        let written = name.to_string();
+        let finder = memchr::memmem::Finder::new(&written);
+        self.text()
+            .split(|&byte| byte == b'\n')
+            .filter(|line| finder.find(line).is_some())
+            .filter_map(|line| serde_json::from_slice(line).ok())
+            .filter(|pushed: &Pushed| pushed.name == name)
+            .collect()
     }
 
     /// Notes that a file is durable in some repositories.

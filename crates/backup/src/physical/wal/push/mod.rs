@@ -19,12 +19,14 @@ use jiff::Timestamp;
 use pgmahout_types::WalFileName;
 use pgmahout_types::repository::head::WalGap;
 use pgmahout_types::repository::manifest::WalRange;
+use tokio::sync::Semaphore;
 use tokio_util::sync::CancellationToken;
 
 pub use ledger::{PushLedger, ready_in};
 pub use spool::WalSpool;
 
 use super::archive::compute;
+use super::buffers::Buffers;
 use super::error::WalError;
 use super::file::{self, WalFile};
 use super::place::{Destination, Place};
@@ -107,17 +109,18 @@ pub async fn push(request: &PushRequest, cancellation: &CancellationToken) -> Re
             configured: request.destinations.len(),
         });
     }
-    let path = request.path.clone();
-    let file = compute(move || WalFile::read(&path)).await?;
+    let name = check_name(&request.path)?;
     let report = |outcome, others, warnings| PushReport {
-        name: file.name,
+        name,
         outcome,
         others,
         warnings,
     };
-    if is_known(request, &file, needed).await {
+    if is_known(request, name, needed).await {
         return Ok(report(PushOutcome::Known, 0, Vec::new()));
     }
+    let path = request.path.clone();
+    let file = compute(move || WalFile::read(&path)).await?;
     let deadline = Instant::now() + request.timeout;
     let mut targets = Vec::new();
     let opened = join_all(
@@ -133,22 +136,36 @@ pub async fn push(request: &PushRequest, cancellation: &CancellationToken) -> Re
     let batch = Batch {
         targets: &targets,
         needed,
-        jobs: jobs(request, &file),
+        in_flight: in_flight(request, &file),
+        cores: Semaphore::new(request.jobs.max(1)),
+        buffers: Buffers::default(),
         deadline,
         seconds: request.timeout.as_secs(),
         ledger: request.ledger.as_ref(),
         cancellation,
     };
     let mut warnings = Vec::new();
-    match batch.store(&file).await {
-        Ok(held) => warnings.extend(held.problems),
+    let rest = batch.store_all(waiting(request, &file));
+    let has_room = (batch.in_flight as u64 + 1) * 2 * file.content.len() as u64 <= MEMORY;
+    let stored = if is_local(request) && has_room {
+        together(batch.store(&file), rest).await
+    } else {
+        // Over a network the one that is asked for has all of it: several at once could all come too late.
+        match batch.store(&file).await {
+            Ok(held) => Ok((held, rest.await)),
+            Err(error) => Err(error),
+        }
+    };
+    let others = match stored {
+        Ok((held, others)) => {
+            warnings.extend(held.problems);
+            others
+        }
         Err(error) => {
             let outcome = without_repository(request, &file, &targets, error).await?;
             return Ok(report(outcome, 0, warnings));
         }
-    }
-    let (others, problems) = batch.store_all(waiting(request, &file)).await;
-    warnings.extend(problems);
+    };
     warnings.extend(batch.drain(request.spool.as_ref(), file.system_identifier).await);
     warnings.extend(batch.fill(MOST_FILLED).await);
     warnings.extend(tell_of_gaps(request, &targets).await);
@@ -158,6 +175,19 @@ pub async fn push(request: &PushRequest, cancellation: &CancellationToken) -> Re
         warnings.push(format!("what was pushed cannot be noted: {error}"));
     }
     Ok(report(PushOutcome::Stored, others, warnings))
+}
+
+/// Both at the same time, and nothing more of the rest once the first has failed.
+async fn together<T, E, R>(
+    first: impl Future<Output = Result<T, E>>,
+    rest: impl Future<Output = R>,
+) -> Result<(T, R), E> {
+    tokio::pin!(first, rest);
+    tokio::select! {
+        biased;
+        done = &mut first => Ok((done?, rest.await)),
+        others = &mut rest => Ok((first.await?, others)),
+    }
 }
 
 async fn open(destination: &Destination, request: &PushRequest) -> Result<Place, WalError> {
@@ -174,12 +204,21 @@ async fn open(destination: &Destination, request: &PushRequest) -> Result<Place,
 }
 
 /// Whether enough of the repositories hold this very content, by an earlier call's note.
-async fn is_known(request: &PushRequest, file: &WalFile, needed: usize) -> bool {
+async fn is_known(request: &PushRequest, name: WalFileName, needed: usize) -> bool {
     let Some(ledger) = request.ledger.clone() else {
         return false;
     };
-    let looking = file.clone();
-    let Some(pushed) = compute(move || ledger.find(&looking)).await else {
+    let (path, threads) = (request.path.clone(), request.jobs);
+    let found = compute(move || {
+        let noted = ledger.noted(name);
+        if noted.is_empty() {
+            return None;
+        }
+        let (blake3, system) = file::identify(&path, threads)?;
+        let mut noted = noted.into_iter().rev();
+        noted.find(|pushed| pushed.blake3 == blake3 && pushed.system == system)
+    });
+    let Some(pushed) = found.await else {
         return false;
     };
     let mut held = 0;
@@ -195,9 +234,19 @@ async fn is_known(request: &PushRequest, file: &WalFile, needed: usize) -> bool 
     held >= needed
 }
 
-fn jobs(request: &PushRequest, file: &WalFile) -> usize {
+fn is_local(request: &PushRequest) -> bool {
+    request.destinations.iter().all(Destination::is_local)
+}
+
+/// Files under way at once. On a disk there are more than cores: while one is made durable, another is compressed.
+fn in_flight(request: &PushRequest, file: &WalFile) -> usize {
     let fitting = MEMORY / (2 * file.content.len() as u64).max(1);
-    request.jobs.min(usize::try_from(fitting).unwrap_or(1)).max(1)
+    let wanted = if is_local(request) {
+        request.jobs * 2
+    } else {
+        request.jobs
+    };
+    wanted.min(usize::try_from(fitting).unwrap_or(1)).max(1)
 }
 
 /// The segments that wait behind a file. Histories, which PostgreSQL hands over first, come with their own calls.
