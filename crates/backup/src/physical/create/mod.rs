@@ -31,6 +31,7 @@ mod cluster;
 mod control;
 mod describe;
 mod error;
+mod label;
 mod local;
 mod outside;
 mod pack;
@@ -56,7 +57,7 @@ use std::sync::Arc;
 use std::sync::atomic::Ordering;
 use std::time::{Duration, Instant, SystemTime};
 
-use jiff::{SignedDuration, Timestamp};
+use jiff::Timestamp;
 use pgmahout_procedure::report::{Level, Reporter};
 use pgmahout_store::framed::FrameCodec;
 use pgmahout_types::diagnostic::{Diagnose, Outcome};
@@ -599,17 +600,16 @@ fn next_label(head: &Head, now: Timestamp, reporter: &dyn Reporter) -> Result<La
     let id = pack::random_id()?;
     let [high, low, ..] = *id.as_bytes();
     let suffix = u16::from_be_bytes([high, low]);
-    let Some(newest) = head.backups.last().map(|newest| newest.label) else {
-        return Ok(Label::new(now, suffix));
-    };
-    if now.as_second() < newest.start().as_second() {
+    let newest = head.backups.last().map(|newest| newest.label);
+    if let Some(newest) = newest
+        && label::is_behind(newest, now)
+    {
         let text = format!(
             "this host's clock is behind the newest backup, {newest}: the new one is named as if it came right after it; look at the clock"
         );
         reporter.message(Level::Warning, &text);
     }
-    let next = newest.start().checked_add(SignedDuration::from_secs(1));
-    Ok(Label::new(now.max(next.unwrap_or(newest.start())), suffix))
+    Ok(label::next(newest, now, suffix))
 }
 
 /// Whether an older backup is damaged, rather than out of reach.

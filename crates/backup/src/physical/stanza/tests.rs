@@ -416,3 +416,21 @@ async fn publishing_twice_is_publishing_once() {
     }
     assert_eq!(repository.head().await.unwrap().backups.len(), 1);
 }
+
+#[test]
+fn a_lease_is_judged_by_the_storages_clock_and_outlives_no_clock_that_was_set_back_for_long() {
+    let now = SystemTime::UNIX_EPOCH + Duration::from_hours(1_000_000);
+    let seen = |written| lease::SeenLease {
+        id: "a".to_owned(),
+        written,
+        lease: None,
+    };
+    let (minute, hour) = (Duration::from_mins(1), Duration::from_hours(1));
+    assert!(seen(now).is_alive(now));
+    assert!(seen(now - 5 * minute).is_alive(now));
+    assert!(!seen(now - 7 * minute).is_alive(now));
+    // The clock was set back: its owner may not have renewed it since.
+    assert!(seen(now + hour).is_alive(now));
+    // By more than a storage's clock differs from itself, and nobody has renewed it: it is not for ever.
+    assert!(!seen(now + 25 * hour).is_alive(now));
+}
