@@ -1,10 +1,10 @@
 //! `backup verify`: damage of every kind is found, named, and remembered.
 
-use std::collections::BTreeSet;
+use std::collections::{BTreeMap, BTreeSet};
 use std::fs;
 use std::path::{Path, PathBuf};
 
-use pgmahout_testkit::postgres::Major;
+use pgmahout_testkit::postgres::{Major, Postgres};
 use rstest::rstest;
 use serde_json::Value;
 
@@ -12,6 +12,9 @@ use crate::physical_scene::Scene;
 
 /// How many byte flips are tried; PGMAHOUT_TEST_FLIPS asks for more.
 const FLIPS: u64 = 40;
+
+/// After every so many of them a restore is tried too.
+const RESTORED: u64 = 10;
 
 /// A generator whose seed a failure names: xorshift64*, as good as any for choosing bytes.
 struct Dice(u64);
@@ -235,8 +238,21 @@ async fn every_flipped_byte_of_an_encrypted_repository_is_found() {
         .ok()
         .and_then(|flips| flips.parse().ok())
         .unwrap_or(FLIPS);
+    // What a restore gives of the sound repository.
+    let vacant = Postgres::vacant(Major::V18);
+    let restore = async || {
+        if vacant.data_dir().exists() {
+            fs::remove_dir_all(vacant.data_dir()).expect("ours");
+        }
+        let command = scene
+            .pgmahout(&["restore", "--yes", "--data-dir"])
+            .arg(vacant.data_dir());
+        (command.run().await.status == Some(0)).then(|| contents(vacant.data_dir()))
+    };
+    let sound = restore().await.expect("it restores");
     let mut dice = Dice::new();
     let seed = dice.0;
+    let mut restored = 0;
     for number in 0..flips {
         // By object, not by byte: small objects have their turn.
         let at = usize::try_from(dice.below(objects.len() as u64)).expect("small");
@@ -252,8 +268,23 @@ async fn every_flipped_byte_of_an_encrypted_repository_is_found() {
             size,
             object.display()
         );
+        if number % RESTORED == 0
+            && let Some(files) = restore().await
+        {
+            // Of older heads, keys that have a copy, the other backup: nothing that this restore needs.
+            assert!(
+                files == sound,
+                "PGMAHOUT_TEST_SEED={seed}: flip {number} in {} was restored silently",
+                object.display()
+            );
+            restored += 1;
+        }
         flip(object, offset, 1 << bit);
     }
+    println!(
+        "{flips} flips in {} objects, all found; {restored} restores that needed none of them",
+        objects.len()
+    );
     scene.json(&["backup", "verify", "--full"], 0).await;
 }
 
@@ -279,6 +310,23 @@ fn flip(path: &Path, offset: u64, mask: u8) {
     file.read_exact_at(&mut byte, offset).expect("inside");
     byte[0] ^= mask;
     file.write_all_at(&byte, offset).expect("written");
+}
+
+/// All files below a directory.
+fn contents(directory: &Path) -> BTreeMap<PathBuf, Vec<u8>> {
+    let mut found = BTreeMap::new();
+    let mut left = vec![directory.to_path_buf()];
+    while let Some(next) = left.pop() {
+        for entry in fs::read_dir(&next).expect("readable") {
+            let path = entry.expect("readable").path();
+            if path.is_dir() {
+                left.push(path);
+            } else {
+                found.insert(path.clone(), fs::read(&path).expect("readable"));
+            }
+        }
+    }
+    found
 }
 
 fn copy_tree(from: &Path, to: &Path) {

@@ -8,6 +8,8 @@ mod backup_kills;
 mod backup_packs;
 mod backup_remote;
 mod backup_rounds;
+mod backup_s3_faults;
+mod backup_storage_faults;
 mod backup_upheavals;
 mod backup_verify;
 mod completion;
