@@ -126,16 +126,6 @@ impl Archived {
         &self.state
     }
 
-    /// The configuration file, to be changed.
-    pub(crate) fn configuration(&self) -> &Path {
-        &self.configuration
-    }
-
-    /// Another, empty directory for the server's account: what a host remembers, or a disk.
-    pub(crate) fn directory(&self, name: &str) -> PathBuf {
-        self.sandbox.directory(name)
-    }
-
     /// The program at this server and its repository.
     pub(crate) fn pgmahout(&self, arguments: &[&str]) -> Pgmahout {
         self.pgmahout_at(&self.server, arguments)
