@@ -224,6 +224,53 @@ async fn a_receiver_follows_a_promotion(#[case] major: Major) {
 }
 
 #[tokio::test]
+async fn the_slot_is_kept_on_every_member_so_that_a_failover_loses_nothing() {
+    let scene = Scene::new(Major::V18).await;
+    let standby = scene.server.standby("standby").start().await;
+    let hosts = format!(
+        "host={host},{host} port={},{} user=postgres dbname=postgres",
+        scene.server.port(),
+        standby.port(),
+        host = scene.server.host()
+    );
+    let command = scene
+        .pgmahout(&["wal", "receive", "--create-slot", "--dsn"])
+        .arg(hosts)
+        .arg("--directory")
+        .arg(scene.directory());
+    let log = fs::File::create(scene.log()).expect("writable");
+    let receiver = Receiver {
+        child: command.to_std().stderr(log).spawn().expect("it starts"),
+        _command: command,
+    };
+    let slot =
+        "SELECT count(*) FROM pg_replication_slots WHERE slot_name = 'pgmahout' AND restart_lsn IS NOT NULL";
+    for member in [&scene.server, &standby] {
+        poll::until(PATIENCE, "the slot", async || {
+            let log = fs::read_to_string(scene.log()).unwrap_or_default();
+            assert!(!log.contains("error:"), "{log}");
+            member.query_text("postgres", slot).await == "1"
+        })
+        .await;
+    }
+    // Moved on with what was received, though nobody streams from it.
+    let reserved = "SELECT restart_lsn FROM pg_replication_slots WHERE slot_name = 'pgmahout'";
+    let before = standby.query_text("postgres", reserved).await;
+    scene.written(&scene.server).await;
+    scene.server.wait_for_replay(&standby).await;
+    poll::until(PATIENCE, "the standby's slot to move", async || {
+        standby.query_text("postgres", reserved).await != before
+    })
+    .await;
+    scene.server.kill().await;
+    standby.promote().await;
+    let segment = scene.written(&standby).await;
+    assert!(segment.starts_with("00000002"), "{segment}");
+    receiver.stop();
+    scene.pgmahout(&["wal", "verify"]).run().await.expect_status(0);
+}
+
+#[tokio::test]
 async fn what_would_protect_from_nothing_or_wait_for_ever_is_refused() {
     let scene = Scene::new(Major::V15).await;
     let refused = scene

@@ -28,10 +28,10 @@ Examples:
   pgmahout wal receive -h db1 -U replicator --synchronous
   pgmahout wal receive -h db1,db2,db3 -U replicator --create-slot
 
-With --synchronous the server may wait for it (synchronous_standby_names = 'pgmahout'): nothing that was committed is
-lost with the server; `pgmahout restore` on this host finds what no repository has yet. That is refused on the server's
-own host, with synchronous_commit = remote_apply, and where Patroni manages the cluster. A server that names it is
-refused in the same way without --synchronous.")]
+With --synchronous the server may wait for it (synchronous_standby_names = 'pgmahout'): nothing that
+was committed is lost with the server; `pgmahout restore` on this host finds what no repository has
+yet. That is refused on the server's own host, with synchronous_commit = remote_apply, and where
+Patroni manages the cluster. A server that names it is refused without --synchronous too.")]
 pub(crate) struct Args {
     #[command(flatten)]
     repository: RepositoryArgs,

@@ -242,7 +242,11 @@ impl Job<'_> {
                     hint: "let it be made: --create-slot".to_owned(),
                 });
             }
-            replication.create_slot(&request.slot).await?;
+            match replication.create_slot(&request.slot).await {
+                // Made meanwhile, as on every member.
+                Err(ReplicationError::Server { code, .. }) if code == "42710" => {}
+                made => made?,
+            }
         }
         let (mut timeline, mut position) = if let Some(here) = resume(&request.directory, server.size)? {
             here
