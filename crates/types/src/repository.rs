@@ -32,7 +32,7 @@ pub use bytes_text::ExactBytes;
 pub use condemned::{CondemnedId, CondemnedObjects};
 pub use frame::{FRAME_HEADER, FRAME_TAG, FrameLocation, FrameRef, LARGEST_FRAME};
 pub use head::{BackupEntry, Head};
-pub use ids::{Digest, FileId, Label, Nonce, PackId, PageHash, Salt};
+pub use ids::{Digest, FileId, FileStamp, Label, Nonce, PackId, PageHash, Salt};
 pub use manifest::{Manifest, ManifestReader, ManifestWriter};
 pub use pack_index::PackIndex;
 pub use page_map::{Extent, Overlay, PageMap, PageMapBuilder, Source};

@@ -4,6 +4,7 @@
 //! are their text.
 
 use std::fmt;
+use std::num::NonZeroU64;
 use std::str::FromStr;
 
 use jiff::Timestamp;
@@ -173,6 +174,51 @@ impl FromStr for PageHash {
 }
 
 serde_as_text!(PageHash, "the hash of a page (16 hexadecimal digits)");
+
+/// What a file system said of a file, as a hash: the first eight bytes, read as a little-endian number, of the
+/// BLAKE3 hash of device, inode, size and the times of the last change of its content and of itself (`st_dev`,
+/// `st_ino`, `st_size`, `st_mtim` and `st_ctim` of `stat(2)`). Never zero. Its text has sixteen hexadecimal digits.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash)]
+pub struct FileStamp(NonZeroU64);
+
+impl FileStamp {
+    /// From the number; zero is taken for one.
+    pub const fn new(number: u64) -> Self {
+        match NonZeroU64::new(number) {
+            Some(number) => Self(number),
+            None => Self(NonZeroU64::MIN),
+        }
+    }
+
+    /// The hash of these bytes.
+    pub fn of(bytes: &[u8]) -> Self {
+        Self::new(first_number(blake3::hash(bytes)))
+    }
+}
+
+impl fmt::Display for FileStamp {
+    fn fmt(&self, formatter: &mut fmt::Formatter<'_>) -> fmt::Result {
+        PageHash(self.0.get()).fmt(formatter)
+    }
+}
+
+impl FromStr for FileStamp {
+    type Err = IdParseError;
+
+    fn from_str(text: &str) -> Result<Self, IdParseError> {
+        let mut bytes = [0; 8];
+        if hexadecimal_bytes(text, &mut bytes) {
+            Ok(Self::new(u64::from_be_bytes(bytes)))
+        } else {
+            Err(IdParseError {
+                kind: "the stamp of a file (16 hexadecimal digits)",
+                text: shortened(text),
+            })
+        }
+    }
+}
+
+serde_as_text!(FileStamp, "the stamp of a file (16 hexadecimal digits)");
 
 /// The name of a backup: when it started, in UTC, and four random digits, for example
 /// `20261121T104500Z-3f9a`. Labels are ordered by time, as their texts are.

@@ -15,7 +15,7 @@ use serde::{Deserialize, Serialize};
 
 use super::Method;
 use super::bytes_text::ExactBytes;
-use super::ids::{Digest, Label, PackId, Salt};
+use super::ids::{Digest, FileStamp, Label, PackId, Salt};
 use super::path::LinkTarget;
 use crate::control::DataChecksums;
 use crate::lsn::Lsn;
@@ -112,6 +112,9 @@ pub struct Header {
     /// The host that it ran on.
     #[serde(default, skip_serializing_if = "String::is_empty")]
     pub host: String,
+    /// The machine whose file systems the stamps of files are of; see [`File::stamp`].
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub machine: Option<FileStamp>,
 }
 
 /// WAL segments from the first to the last, both included, of one timeline.

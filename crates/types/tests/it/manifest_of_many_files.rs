@@ -61,6 +61,7 @@ fn header() -> Header {
         annotations: BTreeMap::new(),
         written_by: String::new(),
         host: String::new(),
+        machine: None,
     }
 }
 
@@ -90,6 +91,7 @@ fn file(number: u32) -> File {
         mode: 0o600,
         owner: 0,
         size: 16_384,
+        stamp: None,
         mtime: 1_795_000_000_123_456_789,
         content: Content::Inline(InlineMap::new(&map, |_| number / FILES_IN_A_PACK)),
     }

@@ -107,6 +107,8 @@ pub struct Copied {
     pub backups: Vec<CopiedBackup>,
     /// Those that could not be copied.
     pub failed: Vec<FailedBackup>,
+    /// Files of WAL that could not be copied.
+    pub failed_wal: Vec<CopyError>,
     /// Backups of which the target had a copy.
     pub already: Vec<Label>,
     /// Backups that the target's retention would remove at once.
@@ -128,7 +130,9 @@ pub struct Copied {
 impl Copied {
     /// Whether everything was copied and found whole.
     pub fn is_complete(&self) -> bool {
-        self.failed.is_empty() && self.verified.as_ref().is_none_or(VerifyReport::is_sound)
+        self.failed.is_empty()
+            && self.failed_wal.is_empty()
+            && self.verified.as_ref().is_none_or(VerifyReport::is_sound)
     }
 }
 
@@ -269,7 +273,7 @@ impl Run<'_> {
             }
         }
         let rest: Vec<WalFileName> = state.prepared.wal.keys().copied().collect();
-        self.wal(&mut state, rest).await?;
+        self.wal(&mut state, rest, true).await?;
         state.progress.finish("");
         let mut copied = state.copied;
         if self.request.verify && !copied.backups.is_empty() {
@@ -394,7 +398,7 @@ impl Run<'_> {
         let (header, end) = ends.map_err(damaged)?;
         let tally = self.packs(state, &end.packs).await?;
         let needed = self.needed_wal(state, entry)?;
-        self.wal(state, needed).await?;
+        self.wal(state, needed, false).await?;
 
         let label = self.free_label(state, entry).await?;
         let mut header = header;
@@ -465,11 +469,12 @@ impl Run<'_> {
                 let packs = table
                     .into_packs()
                     .into_iter()
-                    .filter_map(|(id, live)| match data.get(&id) {
+                    .map(|(id, live)| match data.get(&id) {
                         Some(pack) => Some(*pack),
                         None => known.pack(id).map(|pack| PackEntry { live, ..*pack }),
                     })
-                    .collect();
+                    .collect::<Option<Vec<_>>>()
+                    .ok_or(CopyError::Thread)?;
                 let map_bytes: u64 = new_maps.iter().map(|pack| pack.size).sum();
                 let work = Work {
                     read,
@@ -483,7 +488,12 @@ impl Run<'_> {
         })
         .await?;
         state.copies = copies;
-        state.known = known;
+        // After a failure it may name maps that were never stored.
+        state.known = if finished.is_ok() {
+            known
+        } else {
+            KnownMaps::default()
+        };
         let finished = finished?;
         self.unless_stopped().await?;
         self.to.write_manifest(&finished).await?;
@@ -568,8 +578,13 @@ impl Run<'_> {
         Ok(needed)
     }
 
-    /// Copies files of WAL.
-    async fn wal(&self, state: &mut State, files: Vec<WalFileName>) -> Result<(), CopyError> {
+    /// Copies files of WAL. Damaged ones are passed over where no backup needs them.
+    async fn wal(
+        &self,
+        state: &mut State,
+        files: Vec<WalFileName>,
+        pass_over: bool,
+    ) -> Result<(), CopyError> {
         let at_once = if self.from.segment_size().bytes() > LARGE_SEGMENT {
             1
         } else {
@@ -592,7 +607,13 @@ impl Run<'_> {
         };
         let mut running = stream::iter(files.into_iter().map(copy)).buffer_unordered(at_once);
         while let Some(copied) = running.next().await {
-            let (name, outcome) = copied?;
+            let (name, outcome) = match copied {
+                Err(error) if pass_over && error.concerns_one_backup() => {
+                    state.copied.failed_wal.push(error);
+                    continue;
+                }
+                copied => copied?,
+            };
             if let Some(bytes) = state.prepared.wal.remove(&name) {
                 state.progress.advance(bytes);
             }

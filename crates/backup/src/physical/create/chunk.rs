@@ -59,6 +59,14 @@ impl Chunk {
         self.extend(PartKind::Parent);
     }
 
+    /// The next blocks are as they were, as nobody has written to the file.
+    pub(super) fn untouched(&mut self, count: u32) {
+        self.parts.push(Part {
+            count,
+            kind: PartKind::Parent,
+        });
+    }
+
     /// The next block was stored.
     pub(super) fn new_block(&mut self, hash: PageHash, place: BlockPlace) {
         self.changed = true;

@@ -9,7 +9,7 @@ use pgmahout_types::repository::manifest::{
     Tablespace, WalRange, Work,
 };
 use pgmahout_types::repository::page_map::InlineMap;
-use pgmahout_types::repository::{ExactBytes, Label, LinkTarget, Method, PackId, RelativePath};
+use pgmahout_types::repository::{ExactBytes, FileStamp, Label, LinkTarget, Method, PackId, RelativePath};
 use pgmahout_types::version::ServerVersion;
 use pgmahout_types::{Lsn, SegmentName, TablespaceMap, TimelineId, WalFileName};
 
@@ -19,6 +19,7 @@ use super::pipeline::Made;
 use super::server::Stopped;
 use crate::physical::files::classify::{FileKind, Fork};
 use crate::physical::files::owners;
+use crate::physical::files::stamp;
 use crate::physical::files::walk::FileList;
 use crate::physical::page::verify::BadPage;
 use crate::physical::stanza::PhysicalRepository;
@@ -90,6 +91,7 @@ pub(super) fn manifest(
     let roots = outside.roots.clone();
     let mut header = header(repository, made, description, std::mem::take(&mut owners.list))?;
     header.outside = roots;
+    let machine = header.machine;
     let mut builder = repository.manifest_builder(header)?;
     for directory in list.directories() {
         builder.write(&Entry::Directory(Directory {
@@ -118,6 +120,7 @@ pub(super) fn manifest(
             owner: owners.number(file.owner()),
             size,
             mtime: i64::try_from(file.modified().as_nanosecond()).unwrap_or(i64::MAX),
+            stamp: machine.and(file.stamp()),
             content,
         }))?;
     }
@@ -172,6 +175,7 @@ fn write_outside(
             owner: owners.number(outside.owner_of(file)),
             size: file.map.size(),
             mtime: file.mtime,
+            stamp: None,
             content: Content::Inline(InlineMap::new(&file.map, number)),
         }))?;
     }
@@ -238,7 +242,16 @@ fn header(
         annotations,
         written_by: concat!("pgmahout ", env!("CARGO_PKG_VERSION")).to_owned(),
         host: rustix::system::uname().nodename().to_string_lossy().into_owned(),
+        machine: machine(method),
     })
+}
+
+/// The machine whose file systems were asked; none where the files came through a connection.
+fn machine(method: Method) -> Option<FileStamp> {
+    match method {
+        Method::Local | Method::Standby => stamp::machine(),
+        _ => None,
+    }
 }
 
 /// The tablespaces, with the places that the server itself gives where it gives them.

@@ -11,6 +11,7 @@ use pgmahout_types::HumanDuration;
 use pgmahout_types::backup_label::BackupLabelError;
 use pgmahout_types::control::ControlFileError;
 use pgmahout_types::diagnostic::{Diagnose, Outcome};
+use pgmahout_types::repository::Label;
 use tokio_postgres::error::SqlState;
 
 use crate::dump::error::{Problem, bullets};
@@ -130,6 +131,14 @@ pub enum CreateError {
         /// Where it ended.
         to: pgmahout_types::TimelineId,
     },
+    /// A file has other content than in the older backup, though its file system says that nobody has written to it.
+    #[error("{} has changed since the backup {}, but not its times: what else was not read cannot be relied on", file.display(), label(*since))]
+    Untraced {
+        /// The file.
+        file: PathBuf,
+        /// The older backup.
+        since: Option<Label>,
+    },
     /// The server was promoted, or became a standby, while its files were read.
     #[error("the server was promoted while the backup was taken, which makes the backup invalid")]
     Promoted,
@@ -227,6 +236,10 @@ fn replication_hint(error: &ReplicationError) -> String {
     })
 }
 
+fn label(since: Option<Label>) -> String {
+    since.map_or_else(|| "before".to_owned(), |label| label.to_string())
+}
+
 impl Diagnose for CreateError {
     fn hint(&self) -> Option<String> {
         let text = match self {
@@ -278,6 +291,10 @@ impl Diagnose for CreateError {
             }
             Self::FileTooLarge { .. } => {
                 "PostgreSQL splits its own files into parts of 1 GiB: move what else is there out of the data directory"
+            }
+            Self::Untraced { .. } => {
+                "take the backup with --read-filter none, which reads everything, and find out what changes files behind \
+                 the file system's back"
             }
             Self::Promoted | Self::TimelineChanged { .. } => {
                 "run the command again: it takes a new backup of the server as it is now"

@@ -12,6 +12,7 @@ use pgmahout_types::repository::{Label, PageHash};
 
 use super::chunk::Chunk;
 use super::error::CreateError;
+use super::filter::Filter;
 use super::pack::PackWriter;
 use super::parent::{Parent, file_id};
 use super::pipeline::{Failures, Made, Pipeline, Taken};
@@ -88,6 +89,14 @@ impl Run<'_> {
             Unit::Bytes,
             Some(list.bytes()),
         ));
+        let filter = Filter::choose(self.request, self.cluster, parent.as_ref(), data_dir, &list, run)?;
+        if let Filter::Off {
+            because: Some(reason),
+        } = &filter
+        {
+            self.reporter
+                .message(Level::Detail, &format!("every file is read: {reason}"));
+        }
         let stop = self.cancellation.child_token();
         let pipeline = Pipeline {
             parent,
@@ -100,6 +109,7 @@ impl Run<'_> {
             data_dir: data_dir.to_owned(),
             list,
             rate_limit: self.request.rate_limit,
+            filter,
         };
         let mut pipeline = tokio::task::spawn_blocking(move || {
             let count = files.list.len();
@@ -123,6 +133,7 @@ struct Files {
     data_dir: PathBuf,
     list: FileList,
     rate_limit: Option<u64>,
+    filter: Filter,
 }
 
 impl Files {
@@ -150,6 +161,7 @@ impl Files {
             tasks,
             next: AtomicUsize::new(0),
             throttle: Throttle::new(self.rate_limit),
+            filter: self.filter,
         };
         let mut packs = work(&job, writers, failures);
         if !failures.is_empty() {

@@ -32,6 +32,7 @@ mod control;
 mod describe;
 mod error;
 mod label;
+mod filter;
 mod local;
 mod outside;
 mod pack;
@@ -70,7 +71,7 @@ use tokio_util::sync::CancellationToken;
 pub use error::CreateError;
 pub(super) use pack::PackedFrame;
 pub(super) use parent::{MapReader, file_id};
-pub use request::{CreateRequest, default_jobs};
+pub use request::{CreateRequest, ReadFilter, default_jobs};
 
 use super::page::verify::BadPage;
 use super::stanza::{LeaseGuard, LeaseKind, LeaseScope, PhysicalRepository, StanzaError};
@@ -121,6 +122,8 @@ pub struct Created {
     pub bytes: u64,
     /// Bytes that were read.
     pub read: u64,
+    /// Bytes of files that nobody has written to since the older backup, and which were therefore not read.
+    pub unread: u64,
     /// Bytes that no older backup had.
     pub new: u64,
     /// Bytes that were taken over from an interrupted backup.
@@ -342,6 +345,7 @@ impl Run<'_> {
             stored: made.stored + outside.stored(),
             resumed: counts.resumed.load(Ordering::Relaxed),
         };
+        let unread = counts.unread.load(Ordering::Relaxed);
         let vanished = counts.vanished.load(Ordering::Relaxed);
         let damaged = bad
             .iter()
@@ -405,6 +409,7 @@ impl Run<'_> {
             files: entry.files,
             bytes: entry.bytes,
             read: work.read,
+            unread,
             new: work.new,
             resumed: work.resumed,
             stored: work.stored + manifest.stored(),

@@ -7,11 +7,14 @@ use std::collections::{HashMap, HashSet};
 use std::sync::{Arc, Mutex, PoisonError};
 
 use bytes::Bytes;
+use jiff::Timestamp;
 use pgmahout_store::framed::FramedOpener;
-use pgmahout_types::SystemIdentifier;
 use pgmahout_types::repository::manifest::{Content, Entry, MapRef, PackEntry};
 use pgmahout_types::repository::page_map::StoredMap;
-use pgmahout_types::repository::{BackupEntry, FileId, Head, Label, PackId, PageMap, PageMapBuilder, Source};
+use pgmahout_types::repository::{
+    BackupEntry, FileId, FileStamp, Head, Label, PackId, PageMap, PageMapBuilder, Source,
+};
+use pgmahout_types::{SystemIdentifier, TimelineId};
 
 use super::cluster::Cluster;
 use super::error::CreateError;
@@ -36,8 +39,10 @@ pub(super) struct Parent {
     known: HashMap<PackId, PackEntry>,
     /// Packs are numbers in it: see [`numbered`].
     records: Records,
-    /// Places of records by the hash of the path, sorted.
-    places: Vec<(FileId, u64)>,
+    /// Places of records by the hash of the path, sorted, with the stamps of the files.
+    places: Vec<(FileId, u64, Option<FileStamp>)>,
+    /// Where and when it was taken.
+    pub(super) origin: Origin,
     maps: MapReader,
     /// Packs on which nothing new is built.
     left_behind: HashSet<PackId>,
@@ -45,11 +50,26 @@ pub(super) struct Parent {
     bytes: u64,
 }
 
+/// Where and when the older backup was taken.
+#[derive(Debug, Clone, Copy)]
+pub(super) struct Origin {
+    /// The machine whose stamps its files have.
+    pub(super) machine: Option<FileStamp>,
+    /// The timeline.
+    pub(super) timeline: TimelineId,
+    /// Whether pages carried checksums.
+    pub(super) checksums: bool,
+    /// When it ended.
+    pub(super) stop_time: Timestamp,
+}
+
 /// What the older backup has of a file.
 #[derive(Debug)]
 pub(super) struct ParentFile {
     /// Where every block is.
     pub(super) map: PageMap,
+    /// Whether all of it is there, and nothing is to be stored afresh.
+    pub(super) is_whole: bool,
     /// Where that map is stored, if it is not in the manifest.
     pub(super) stored: Option<StoredAt>,
     /// For each pack of the map whether it is left behind, so that blocks in it are stored afresh when they are read;
@@ -114,6 +134,12 @@ impl Parent {
                 return Ok(None);
             }
             let label = header.label;
+            let origin = Origin {
+                machine: header.machine,
+                timeline: header.timeline,
+                checksums: header.data_checksums.is_on(),
+                stop_time: header.stop_time,
+            };
             let key = *repository.hash_key();
             let mut records = Records::default();
             let mut places = Vec::new();
@@ -133,7 +159,7 @@ impl Parent {
                     },
                 };
                 let path = file.path.as_bytes();
-                places.push((file_id(&key, path), records.push(path, &record)));
+                places.push((file_id(&key, path), records.push(path, &record), file.stamp));
             }
             let packs: Vec<PackEntry> = reader.end().map(|end| end.packs.clone()).unwrap_or_default();
             let bytes = reader.end().map_or(0, |end| end.bytes);
@@ -145,6 +171,7 @@ impl Parent {
                 known,
                 records,
                 places,
+                origin,
                 maps: MapReader::new(storage),
                 left_behind: HashSet::new(),
                 bytes,
@@ -182,19 +209,30 @@ impl Parent {
         self.packs.iter().map(|pack| pack.id)
     }
 
+    /// The stamp that a file had when it was listed for the older backup.
+    pub(super) fn stamp(&self, id: FileId, path: &[u8]) -> Option<FileStamp> {
+        let first = self.places.partition_point(|(known, ..)| *known < id);
+        self.places[first..]
+            .iter()
+            .take_while(|(known, ..)| *known == id)
+            .find(|(_, place, _)| self.records.is_named(*place, path))
+            .and_then(|(.., stamp)| *stamp)
+    }
+
     /// What the older backup has of a file. `None` where it has nothing, or what is not worth to be built on.
     ///
     /// For blocking threads.
     pub(super) fn file(&self, id: FileId, path: &[u8]) -> Result<Option<ParentFile>, CreateError> {
-        let first = self.places.partition_point(|(known, _)| *known < id);
+        let first = self.places.partition_point(|(known, ..)| *known < id);
         let record = self.places[first..]
             .iter()
-            .take_while(|(known, _)| *known == id)
-            .find_map(|(_, place)| self.records.get(*place, path));
+            .take_while(|(known, ..)| *known == id)
+            .find_map(|(_, place, _)| self.records.get(*place, path));
         let file = match record {
             None => return Ok(None),
             Some(Record::Inline(map)) => ParentFile {
                 map: self.named(&map)?,
+                is_whole: true,
                 stored: None,
                 left_behind: Vec::new(),
             },
@@ -205,6 +243,7 @@ impl Parent {
                 match (stored, base) {
                     (StoredMap::Whole(map), _) => ParentFile {
                         map,
+                        is_whole: true,
                         stored: Some(StoredAt { frame, base: None }),
                         left_behind: Vec::new(),
                     },
@@ -216,6 +255,7 @@ impl Parent {
                             map: overlay
                                 .apply(&base_map)
                                 .map_err(|error| damaged(&error.to_string()))?,
+                            is_whole: true,
                             stored: Some(StoredAt {
                                 frame,
                                 base: Some((base, base_map)),
@@ -247,6 +287,7 @@ impl Parent {
         if file.map.packs().iter().any(gone) {
             file.left_behind = file.map.packs().iter().map(gone).collect();
             file.stored = None;
+            file.is_whole = false;
         } else if file.stored.as_ref().is_some_and(stored_there) {
             file.stored = None;
         }

@@ -101,6 +101,16 @@ impl Records {
         })
     }
 
+    /// Whether the record at that place has this name.
+    pub(super) fn is_named(&self, place: u64, name: &[u8]) -> bool {
+        let found = || {
+            let mut reader = Reader(self.bytes.get(usize::try_from(place).ok()?..)?);
+            let length = reader.number()?;
+            Some(reader.take(length)? == name)
+        };
+        found() == Some(true)
+    }
+
     fn frame(&mut self, frame: &PackedFrame) {
         self.bytes.extend_from_slice(frame.pack.as_bytes());
         self.number(u64::from(frame.location.index));

@@ -29,6 +29,10 @@ pub struct CreateRequest {
     pub nice: i32,
     /// The most that is read, in bytes a second.
     pub rate_limit: Option<u64>,
+    /// Whether files are left unread that nobody has written to.
+    pub read_filter: ReadFilter,
+    /// How many percent of what is left unread are read nevertheless and compared, 0 to 100.
+    pub verify_skipped: u32,
     /// How blocks are compressed; `None` is what each repository says.
     pub codec: Option<FrameCodec>,
     /// Words for people, kept with the backup.
@@ -44,6 +48,16 @@ pub struct CreateRequest {
     pub resume: bool,
 }
 
+/// Which files need not be read.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
+pub enum ReadFilter {
+    /// Those that nobody has written to since the older backup, as their file systems tell. See `files::stamp`.
+    #[default]
+    Times,
+    /// None.
+    None,
+}
+
 impl CreateRequest {
     /// A backup of the server at `connection`, everything else as usual.
     pub fn new(connection: ConnectionParameters) -> Self {
@@ -57,6 +71,8 @@ impl CreateRequest {
             jobs: default_jobs(),
             nice: 0,
             rate_limit: None,
+            read_filter: ReadFilter::default(),
+            verify_skipped: 1,
             codec: None,
             annotations: BTreeMap::new(),
             skip_archive_check: false,

@@ -83,6 +83,20 @@ impl Shared<'_> {
         }
     }
 
+    /// Whether blocks are as the older backup has them.
+    pub(super) fn is_same(&self, parent: &ParentFile, first: u32, content: &[u8]) -> bool {
+        let count = content.len().div_ceil(BLOCK_SIZE) as u32;
+        let mut older = Older::new(Some(parent), first, first + count);
+        content.chunks(BLOCK_SIZE).zip(first..).all(|(bytes, block)| {
+            let is = if is_zero(bytes) {
+                Was::Zero
+            } else {
+                Was::Stored(PageHash::of(&self.key, bytes))
+            };
+            older.at(block) == is
+        })
+    }
+
     /// Compares blocks with the older backup, and gathers those that it does not have.
     pub(super) fn compare(
         &self,
@@ -147,6 +161,8 @@ pub(super) struct Counts {
     pub(super) new: AtomicU64,
     /// Raw bytes taken over from an interrupted backup.
     pub(super) resumed: AtomicU64,
+    /// Bytes of files that nobody has written to, which were not read.
+    pub(super) unread: AtomicU64,
     /// Files that vanished before they were read.
     pub(super) vanished: AtomicU64,
     /// Files that were shorter than when they were listed.

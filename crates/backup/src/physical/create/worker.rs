@@ -12,6 +12,7 @@ use pgmahout_types::repository::FileId;
 
 use super::chunk::Chunk;
 use super::error::CreateError;
+use super::filter::Filter;
 use super::pack::{PackWriter, PackedFrame};
 use super::parent::{ParentFile, file_id};
 use super::plan::{SplitFile, Task};
@@ -21,6 +22,7 @@ use super::sink::FinishedFile;
 use super::throttle::Throttle;
 use crate::physical::files::classify::FileKind;
 use crate::physical::files::residency::{CachePolicy, ColdReader, PIECE};
+use crate::physical::files::stamp;
 use crate::physical::files::walk::{FileEntry, FileList};
 use crate::physical::page::BLOCK_SIZE;
 use crate::physical::page::checksum::{self, Mismatch};
@@ -43,6 +45,8 @@ pub(super) struct Job<'a> {
     pub(super) next: AtomicUsize,
     /// The limit on reading.
     pub(super) throttle: Throttle,
+    /// What may be left unread.
+    pub(super) filter: Filter,
 }
 
 /// One thread.
@@ -111,12 +115,16 @@ impl<'a> Worker<'a> {
                 read.push((number, id, 0, Chunk::new(0), None));
                 continue;
             }
+            let parent = self.job.shared.parent_file(id, &path)?;
+            let end = u32::try_from(entry.size().div_ceil(BLOCK_SIZE as u64)).unwrap_or(u32::MAX);
+            if let Some(chunk) = self.untouched(entry, id, &path, parent.as_ref(), 0, end)? {
+                read.push((number, id, entry.size(), chunk, parent));
+                continue;
+            }
             let Some(mut file) = self.open(entry, id)? else {
                 continue;
             };
-            let parent = self.job.shared.parent_file(id, &path)?;
             let resumed = self.job.shared.resumed_file(id)?;
-            let end = u32::try_from(entry.size().div_ceil(BLOCK_SIZE as u64)).unwrap_or(u32::MAX);
             let chunk = self.range(&mut file, parent.as_ref(), resumed.as_ref(), 0, end)?;
             read.push((number, id, entry.size(), chunk, parent));
         }
@@ -158,7 +166,13 @@ impl<'a> Worker<'a> {
             });
             parent
         };
-        let chunk = match self.open(entry, id)? {
+        let untouched = self.untouched(entry, id, &path, parent.as_deref(), first, end)?;
+        let opened = match untouched {
+            Some(_) => None,
+            None => self.open(entry, id)?,
+        };
+        let chunk = match opened {
+            _ if untouched.is_some() => untouched.map(|chunk| (chunk, Arc::default())),
             Some(mut file) => {
                 let resumed = self.job.shared.resumed_file(id)?;
                 let chunk = self.range(&mut file, parent.as_deref(), resumed.as_ref(), first, end)?;
@@ -189,6 +203,86 @@ impl<'a> Worker<'a> {
             self.job.shared.counts.add(Stage::Finish, begun);
         }
         Ok(())
+    }
+
+    /// A part of a file that nobody has written to since the older backup, without reading more of it than a sample.
+    /// `None` where it is to be read.
+    fn untouched(
+        &mut self,
+        entry: FileEntry<'a>,
+        id: FileId,
+        path: &[u8],
+        parent: Option<&ParentFile>,
+        first: u32,
+        end: u32,
+    ) -> Result<Option<Chunk>, CreateError> {
+        let job = self.job;
+        let (Some(older), Some(parent), true) = (&job.shared.parent, parent, job.filter.is_on()) else {
+            return Ok(None);
+        };
+        let stamp = entry.stamp();
+        let same = stamp.is_some() && older.stamp(id, path) == stamp;
+        if !same || !parent.is_whole || parent.map.size() != entry.size() {
+            return Ok(None);
+        }
+        let position = |block: u32| (u64::from(block) * BLOCK_SIZE as u64).min(entry.size());
+        let pieces = (first..end).step_by(PIECE_BLOCKS as usize);
+        let sample: Vec<u32> = pieces.filter(|block| job.filter.samples(id, *block)).collect();
+        if !sample.is_empty() {
+            let Some(mut file) = self.open(entry, id)? else {
+                return Ok(None);
+            };
+            for block in sample {
+                let length = position((block + PIECE_BLOCKS).min(end)) - position(block);
+                if !self.is_as_it_was(&mut file, parent, block, length as usize)? {
+                    return Ok(None);
+                }
+            }
+        }
+        let bytes = position(end) - position(first);
+        job.shared.counts.unread.fetch_add(bytes, Ordering::Relaxed);
+        job.shared.progress.advance(bytes);
+        let mut chunk = Chunk::new(first);
+        chunk.untouched(end - first);
+        Ok(Some(chunk))
+    }
+
+    /// Reads a piece of a file that nobody seems to have written to, and compares it. `false` where somebody has
+    /// written to it since it was listed.
+    ///
+    /// What is different without that is an error: then what else was not read cannot be relied on. But for damaged
+    /// pages, which are noted as such.
+    fn is_as_it_was(
+        &mut self,
+        file: &mut OpenFile<'_>,
+        parent: &ParentFile,
+        block: u32,
+        length: usize,
+    ) -> Result<bool, CreateError> {
+        let job = self.job;
+        job.throttle.take(length);
+        let position = u64::from(block) * BLOCK_SIZE as u64;
+        let read = file
+            .reader
+            .read_at(&mut self.buffer[..length], position)
+            .map_err(|error| CreateError::io("read", file.entry.path_in(job.data_dir), error))?;
+        job.shared.counts.read.fetch_add(read as u64, Ordering::Relaxed);
+        if read == length && job.shared.is_same(parent, block, &self.buffer[..length]) {
+            return Ok(true);
+        }
+        if stamp::now(file.reader.file()) != file.entry.stamp() {
+            return Ok(false);
+        }
+        if job.shared.checksums {
+            self.verify(file, block, read)?;
+            if !self.mismatches.is_empty() {
+                return Ok(true);
+            }
+        }
+        Err(CreateError::Untraced {
+            file: file.entry.path_in(job.data_dir),
+            since: job.shared.parent.as_ref().map(|parent| parent.label),
+        })
     }
 
     /// Opens a file; `None` where it has vanished, which the WAL will repeat.

@@ -6,4 +6,5 @@
 pub mod classify;
 pub mod owners;
 pub mod residency;
+pub(crate) mod stamp;
 pub mod walk;

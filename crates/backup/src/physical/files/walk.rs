@@ -2,7 +2,7 @@
 //!
 //! One pass, without following the server's changes: a file that vanishes while it is looked for is left out,
 //! as a restore will find in the WAL that it was removed; a file that grows is read to the size that is noted
-//! here. [`FileList`] is compact: about 60 bytes for a file and the length of its name, so that a million
+//! here. [`FileList`] is compact: about 70 bytes for a file and the length of its name, so that a million
 //! files take less than 100 MB.
 //!
 //! Symbolic links:
@@ -25,6 +25,7 @@ use std::path::{Path, PathBuf};
 
 use jiff::Timestamp;
 use pgmahout_types::ControlFile;
+use pgmahout_types::repository::FileStamp;
 use tokio_util::sync::CancellationToken;
 
 use super::classify::{self, FileKind, FileVerdict, SkipReason};
@@ -167,6 +168,7 @@ struct Packed {
     name_at: u64,
     size: u64,
     modified: Timestamp,
+    stamp: Option<FileStamp>,
     directory: u32,
     owner: u32,
     mode: u16,
@@ -301,6 +303,12 @@ impl<'a> FileEntry<'a> {
     /// When it was last written, as the file system says.
     pub fn modified(self) -> Timestamp {
         self.packed.modified
+    }
+
+    /// What the file system says of it; `None` where it may be written to without a difference in that: because the
+    /// last change is too young, or of a clock that is ahead.
+    pub fn stamp(self) -> Option<FileStamp> {
+        self.packed.stamp
     }
 
     /// Who owns it.

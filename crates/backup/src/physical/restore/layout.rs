@@ -363,6 +363,7 @@ mod tests {
             annotations: std::collections::BTreeMap::new(),
             written_by: String::new(),
             host: String::new(),
+            machine: None,
         }
     }
 

@@ -241,6 +241,7 @@ impl MadeBackup {
             annotations: std::collections::BTreeMap::new(),
             written_by: String::new(),
             host: String::new(),
+            machine: None,
         })?;
         let pack = |(id, kind): &(PackId, PackKind)| PackEntry {
             id: *id,

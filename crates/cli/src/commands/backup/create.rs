@@ -4,9 +4,9 @@ use std::collections::BTreeMap;
 use std::path::PathBuf;
 use std::time::Duration;
 
-use pgmahout_backup::physical::create::{self, CreateRequest, Created, default_jobs};
+use pgmahout_backup::physical::create::{self, CreateRequest, Created, ReadFilter, default_jobs};
 use pgmahout_config::quantity;
-use pgmahout_config::settings::Checkpoint;
+use pgmahout_config::settings::{self, Checkpoint};
 use pgmahout_postgres::params::{ConnectionOptions, ConnectionParameters};
 use pgmahout_store::codec::Codec;
 use pgmahout_store::framed::FrameCodec;
@@ -77,6 +77,15 @@ pub(crate) struct Args {
     #[arg(long, value_name = "SIZE")]
     rate_limit: Option<String>,
 
+    /// Which files need not be read [default: auto]: with auto and mtime those that nobody has written to since the
+    /// last backup of this machine, as size, times and inode tell; none reads everything.
+    #[arg(long, value_enum)]
+    read_filter: Option<ReadFilterArg>,
+
+    /// How many percent of what is left unread are read nevertheless, and compared [default: 1].
+    #[arg(long, value_name = "PERCENT", value_parser = percent)]
+    verify_skipped: Option<u32>,
+
     /// zstd[:1-19], lz4 or none [default: the repository's, else zstd:1].
     #[arg(long, value_name = "CODEC")]
     compress: Option<String>,
@@ -114,6 +123,14 @@ pub(crate) struct Args {
 enum CheckpointArg {
     Fast,
     Spread,
+}
+
+/// What lets it skip reading.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, clap::ValueEnum)]
+enum ReadFilterArg {
+    Auto,
+    Mtime,
+    None,
 }
 
 pub(crate) async fn run(args: Args, context: &Context) -> Result<ExitStatus, Failure> {
@@ -251,6 +268,8 @@ fn request(args: &Args, context: &Context) -> Result<CreateRequest, Failure> {
             .map_or_else(default_jobs, |jobs| jobs as usize),
         nice: args.nice.or(configured.nice).unwrap_or(0) as i32,
         rate_limit,
+        read_filter: read_filter(args, configured.read_filter)?,
+        verify_skipped: args.verify_skipped.or(configured.verify_skipped).unwrap_or(1),
         codec,
         annotations: annotations(&args.annotate)?,
         skip_archive_check: args.no_archive_check,
@@ -276,6 +295,29 @@ fn connection(args: &Args, context: &Context) -> Result<ConnectionParameters, Fa
     } else {
         parameters.with_database("postgres")
     })
+}
+
+/// What is left unread: the flag, else the configuration.
+fn read_filter(args: &Args, configured: settings::ReadFilter) -> Result<ReadFilter, Failure> {
+    match (args.read_filter, configured) {
+        (Some(ReadFilterArg::None), _) | (None, settings::ReadFilter::None) => Ok(ReadFilter::None),
+        (Some(ReadFilterArg::Auto | ReadFilterArg::Mtime), _)
+        | (None, settings::ReadFilter::Auto | settings::ReadFilter::Mtime) => Ok(ReadFilter::Times),
+        (None, settings::ReadFilter::Summaries) => Err(Failure::new(
+            Outcome::Usage,
+            "backup.read_filter: summaries: WAL summaries are not used yet",
+        )
+        .hint("auto leaves files unread that nobody has written to; none reads everything")),
+    }
+}
+
+/// `5` or `5%`.
+fn percent(text: &str) -> Result<u32, String> {
+    let number = text.strip_suffix('%').unwrap_or(text).trim().parse::<u32>();
+    match number {
+        Ok(number) if number <= 100 => Ok(number),
+        _ => Err("a percentage from 0 to 100 is wanted, for example 5%".to_owned()),
+    }
 }
 
 /// A path that means the same from any directory.
@@ -325,6 +367,12 @@ fn render(backup: &Created, context: &Context) {
         duration(backup.seconds),
         Bytes::new(rate)
     ));
+    if backup.unread > 0 {
+        printer.note(&format!(
+            "  not read: {} of files that nobody has written to since",
+            Bytes::new(backup.unread)
+        ));
+    }
     if backup.resumed > 0 {
         printer.note(&format!(
             "  {} were taken over from an interrupted backup",

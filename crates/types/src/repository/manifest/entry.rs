@@ -3,6 +3,7 @@
 use serde::{Deserialize, Serialize};
 
 use super::super::frame::FrameRef;
+use super::super::ids::FileStamp;
 use super::super::page_map::InlineMap;
 use super::super::path::{LinkTarget, RelativePath};
 
@@ -65,6 +66,10 @@ pub struct File {
     pub size: u64,
     /// When it was last changed, in nanoseconds since 1970.
     pub mtime: i64,
+    /// What the file system said of it when it was listed, as a hash: its size, its times, its number. A later
+    /// backup of the same machine that finds the same knows that nobody has written to it. `None` where that would
+    /// not follow.
+    pub stamp: Option<FileStamp>,
     /// Where its content is.
     pub content: Content,
 }
@@ -191,6 +196,8 @@ pub(super) struct FileLine<'a> {
     owner: u32,
     mtime: i64,
     #[serde(skip_serializing_if = "Option::is_none")]
+    stamp: Option<FileStamp>,
+    #[serde(skip_serializing_if = "Option::is_none")]
     inline: Option<&'a InlineMap>,
     #[serde(skip_serializing_if = "Option::is_none")]
     map: Option<MapRef>,
@@ -215,6 +222,7 @@ impl<'a> From<&'a File> for FileLine<'a> {
             mode: file.mode,
             owner: file.owner,
             mtime: file.mtime,
+            stamp: file.stamp,
             inline,
             map: content.map(|content| content.map),
             base: content.and_then(|content| content.base),
@@ -239,6 +247,7 @@ pub(super) struct AnyLine {
     owner: u32,
     #[serde(default)]
     mtime: i64,
+    stamp: Option<FileStamp>,
     inline: Option<InlineMap>,
     map: Option<MapRef>,
     base: Option<MapRef>,
@@ -273,6 +282,7 @@ impl AnyLine {
                 owner: self.owner,
                 size,
                 mtime: self.mtime,
+                stamp: self.stamp,
                 content,
             })
         } else if let Some(path) = self.d {

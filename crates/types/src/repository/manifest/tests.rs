@@ -50,6 +50,7 @@ fn header() -> Header {
         annotations: BTreeMap::from([("why".to_owned(), "a \"test\"\n".to_owned())]),
         written_by: "0.1.0".to_owned(),
         host: String::new(),
+        machine: Some(FileStamp::new(3)),
     }
 }
 
@@ -95,6 +96,7 @@ fn small(name: &str) -> File {
         owner: 0,
         size: 8192,
         mtime: 1_795_000_000_123_456_789,
+        stamp: Some(FileStamp::new(7)),
         content: Content::Inline(InlineMap::new(&map, |_| 0)),
     }
 }
@@ -197,15 +199,15 @@ fn the_lines_are_as_documented() {
     assert_eq!(lines[1], r#"{"d":".","mode":448,"owner":0}"#);
     assert_eq!(
         lines[2],
-        r#"{"f":"base/5/1259","kind":"relation","size":8192,"mode":384,"owner":0,"mtime":1795000000123456789,"inline":{"f":[[0,0,96,100,131072]],"x":[[1,0,8192]],"h":"0000000000000005"}}"#
+        r#"{"f":"base/5/1259","kind":"relation","size":8192,"mode":384,"owner":0,"mtime":1795000000123456789,"stamp":"0000000000000007","inline":{"f":[[0,0,96,100,131072]],"x":[[1,0,8192]],"h":"0000000000000005"}}"#
     );
     assert_eq!(
         lines[3],
-        r#"{"f":"base/5/16384.1","kind":"relation","size":1073741824,"mode":384,"owner":0,"mtime":1795000000123456789,"map":[1,3,96,100,131072],"base":[1,1,96,100,131072],"packs":[0]}"#
+        r#"{"f":"base/5/16384.1","kind":"relation","size":1073741824,"mode":384,"owner":0,"mtime":1795000000123456789,"stamp":"0000000000000007","map":[1,3,96,100,131072],"base":[1,1,96,100,131072],"packs":[0]}"#
     );
     assert_eq!(
         lines[4],
-        r#"{"f":"etc/empty","area":"outside","size":0,"mode":384,"owner":0,"mtime":1795000000123456789}"#
+        r#"{"f":"etc/empty","area":"outside","size":0,"mode":384,"owner":0,"mtime":1795000000123456789,"stamp":"0000000000000007"}"#
     );
     assert_eq!(lines[5], r#"{"l":"pg_tblspc/16385","to":"/srv/\\xff\\\\"}"#);
     assert!(

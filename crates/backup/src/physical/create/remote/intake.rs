@@ -419,3 +419,43 @@ fn text(entry: &mut tar::Entry<'_, &mut Tape>) -> Result<Vec<u8>, Problem> {
     }
     Ok(content)
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn names_in_archives_are_paths_in_the_data_directory_or_refused() {
+        let taken = |space, name: &[u8]| path(space, name).ok();
+        assert_eq!(taken(None, b"base/1/1259").as_deref(), Some(&b"base/1/1259"[..]));
+        assert_eq!(
+            taken(None, b"./pg_wal/archive_status/").as_deref(),
+            Some(&b"pg_wal/archive_status"[..])
+        );
+        assert_eq!(
+            taken(Some(16384), b"PG_15_202209061/").as_deref(),
+            Some(&b"pg_tblspc/16384/PG_15_202209061"[..])
+        );
+        for odd in [
+            &b""[..],
+            b"/etc/passwd",
+            b"base/../../etc/passwd",
+            b"..",
+            b"base//1",
+            b"base/./1",
+            b"a\0b",
+        ] {
+            assert_eq!(taken(None, odd), None, "{}", String::from_utf8_lossy(odd));
+        }
+    }
+
+    #[test]
+    fn the_place_of_a_tablespace_is_told_from_what_is_in_it() {
+        assert_eq!(
+            tablespace_of(b"pg_tblspc/16384/PG_15_202209061/5"),
+            Some((&b"pg_tblspc/16384"[..], &b"PG_15_202209061/5"[..]))
+        );
+        assert_eq!(tablespace_of(b"pg_tblspc/16384"), None);
+        assert_eq!(tablespace_of(b"base/1/1259"), None);
+    }
+}

@@ -96,6 +96,7 @@ impl ListBuilder {
             directory,
             size,
             modified: attributes.modified,
+            stamp: None,
             owner,
             mode: attributes.mode,
         });

@@ -7,6 +7,7 @@ use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
 use rustix::fs::{AtFlags, CWD, Dir, FileType, Mode, OFlags, Stat};
 use rustix::io::Errno;
 
+use super::super::stamp;
 use super::classify::{DirectoryKind, DirectoryVerdict, Fork};
 use super::{
     CancellationToken, Contents, DirectoryEntry, FileList, FileVerdict, LinkEntry, OsStr, OsStrExt, Packed,
@@ -32,6 +33,8 @@ pub(super) struct Visitor<'a> {
     /// Directories outside to which links have led.
     followed: HashSet<Identity>,
     list: FileList,
+    /// When the walk began.
+    begun: Timestamp,
     /// Directories still to be listed, by their index; the last is the next.
     pending: Vec<(usize, DirectoryKind)>,
 }
@@ -67,6 +70,7 @@ impl<'a> Visitor<'a> {
             tablespace_targets: HashSet::new(),
             followed: HashSet::new(),
             list: FileList::default(),
+            begun: Timestamp::now(),
             pending: Vec::new(),
         })
     }
@@ -246,6 +250,7 @@ impl<'a> Visitor<'a> {
             directory: parent as u32,
             size,
             modified: modified(stat),
+            stamp: stamp::of(stat, self.begun),
             owner: self.list.owners.index(stat.st_uid, stat.st_gid),
             mode: mode(stat),
         };
