@@ -12,6 +12,7 @@ pub mod files;
 pub mod info;
 pub mod page;
 pub mod restore;
+pub mod schedule;
 pub mod stanza;
 pub mod verify;
 pub mod wal;

@@ -5,6 +5,7 @@ mod backup_create;
 mod backup_drill;
 mod backup_include;
 mod backup_kills;
+mod backup_schedule;
 mod backup_packs;
 mod backup_remote;
 mod backup_rounds;

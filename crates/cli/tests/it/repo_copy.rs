@@ -263,10 +263,23 @@ async fn what_is_damaged_is_not_copied_and_the_rest_is() {
     let middle = bytes.len() / 2;
     bytes[middle] ^= 1;
     fs::write(&pack, bytes).expect("written");
+    // And a segment that no backup needs.
+    two.scene.archive_all().await;
+    let segment = two
+        .scene
+        .objects()
+        .into_iter()
+        .rfind(|path| path.to_string_lossy().contains("/wal/0000000") && path.extension().is_none())
+        .expect("a segment");
+    let mut bytes = fs::read(&segment).expect("readable");
+    let middle = bytes.len() / 2;
+    bytes[middle] ^= 1;
+    fs::write(&segment, bytes).expect("written");
     let finished = two.copy(&[]).run().await.expect_status(1);
     let report: Value = serde_json::from_str(&finished.stdout).expect("an object");
     assert_eq!(report["failed"][0]["label"], damaged);
     assert_eq!(report["backups"][0]["label"], sound);
+    assert_eq!(length(&report["failed_wal"]), 1, "{report}");
     assert!(
         report["failed"][0]["error"]
             .as_str()

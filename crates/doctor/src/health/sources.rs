@@ -29,6 +29,18 @@ pub struct BackupSummary {
     pub restored: Option<f64>,
 }
 
+/// When backups are taken by themselves.
+#[derive(Debug, Clone, PartialEq)]
+pub struct BackupSchedule {
+    /// The schedule, for people.
+    pub text: String,
+    /// The newest run that should have left its backup by now, in seconds since the epoch: half of the time to the
+    /// next run has gone by since.
+    pub overdue: Option<f64>,
+    /// Whether this machine has a timer for it.
+    pub has_timer: bool,
+}
+
 /// The backup repositories that the configuration names.
 #[async_trait]
 pub trait Backups: Send + Sync {
@@ -41,6 +53,11 @@ pub trait Backups: Send + Sync {
 
     /// The current time in seconds since the epoch.
     fn now(&self) -> f64;
+
+    /// When physical backups are to be taken by themselves. None where nothing says so.
+    fn schedule(&self) -> Option<BackupSchedule> {
+        None
+    }
 
     /// Whether the WAL archive has every segment from the newest physical backup to now; the gap's first
     /// segment where not. None where there is no WAL archive.

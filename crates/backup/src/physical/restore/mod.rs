@@ -42,6 +42,7 @@ pub use error::{Nearest, RestoreError};
 pub use include::Include;
 pub use layout::Remap;
 pub use moment::Moment;
+pub(crate) use owner::user_name;
 pub use procedure::{KIND, Restore};
 pub use received::ReceiverFiles;
 pub use request::{RecoveryEnd, RestoreOutcome, RestoreRequest, ServerState, StartRequest};

@@ -5,6 +5,7 @@ mod create;
 mod drill;
 mod expire;
 mod list;
+mod schedule;
 mod show;
 mod verify;
 
@@ -25,6 +26,8 @@ pub(crate) enum Command {
     Verify(verify::Args),
     Drill(Box<drill::Args>),
     Expire(expire::Args),
+    #[command(subcommand)]
+    Schedule(schedule::Command),
 }
 
 pub(crate) async fn run(command: Command, context: &Context) -> Result<ExitStatus, Failure> {
@@ -35,6 +38,7 @@ pub(crate) async fn run(command: Command, context: &Context) -> Result<ExitStatu
         Command::Verify(args) => Box::pin(verify::run(args, context)).await,
         Command::Drill(args) => Box::pin(drill::run(*args, context)).await,
         Command::Expire(args) => Box::pin(expire::run(args, context)).await,
+        Command::Schedule(command) => schedule::run(command, context).await,
         Command::Annotate(args) => Box::pin(annotate::run(args, context)).await,
     }
 }

@@ -1,13 +1,17 @@
 //! The dumps, the physical backups and the WAL archive that the configuration names, as the health checks see
 //! them.
 
+use std::path::Path;
+
 use async_trait::async_trait;
 use jiff::Timestamp;
+use jiff::tz::TimeZone;
+use pgmahout_backup::physical::schedule::{UNITS, unit_names};
 use pgmahout_backup::physical::stanza::{PhysicalRepository, StanzaError};
 use pgmahout_backup::physical::wal::{WalArchive, WalInventory};
 use pgmahout_config::Settings;
 use pgmahout_config::settings::{self, Storage};
-use pgmahout_doctor::health::sources::{BackupSummary, Backups};
+use pgmahout_doctor::health::sources::{BackupSchedule, BackupSummary, Backups};
 use pgmahout_types::SegmentName;
 use pgmahout_types::repository::{BackupEntry, Head};
 use tokio_util::sync::CancellationToken;
@@ -96,6 +100,20 @@ impl Backups for Everything {
 
     fn now(&self) -> f64 {
         Timestamp::now().as_duration().as_secs_f64()
+    }
+
+    fn schedule(&self) -> Option<BackupSchedule> {
+        let schedule = self.settings.backup.schedule.as_ref()?;
+        let overdue = schedule.last_overdue(Timestamp::now(), &TimeZone::system());
+        let [_, timer] = RepositoryArgs::default()
+            .stanza(&self.settings)
+            .map(|stanza| unit_names(stanza.as_str()))
+            .unwrap_or_default();
+        Some(BackupSchedule {
+            text: schedule.to_string(),
+            overdue: overdue.map(|overdue| overdue.as_duration().as_secs_f64()),
+            has_timer: !timer.is_empty() && Path::new(UNITS).join(timer).exists(),
+        })
     }
 
     async fn first_missing_segment(&self, _target: &str) -> Result<Option<Option<String>>, String> {

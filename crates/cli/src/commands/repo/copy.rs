@@ -1,7 +1,7 @@
 //! `pgmahout repo copy`.
 
 use clap::Args as ClapArgs;
-use pgmahout_backup::physical::copy::{self, Copied, CopyRequest, Plan, WalChoice};
+use pgmahout_backup::physical::copy::{self, Copied, CopyError, CopyRequest, Plan, WalChoice};
 use pgmahout_backup::physical::stanza::{InitOptions, PhysicalRepository, StanzaError};
 use pgmahout_backup::physical::verify::VerifyMemory;
 use pgmahout_procedure::StateDirectory;
@@ -240,6 +240,7 @@ fn to_json(args: &Args, copied: &Copied) -> serde_json::Value {
         "complete": copied.is_complete(),
         "backups": copied.backups,
         "failed": failed,
+        "failed_wal": copied.failed_wal.iter().map(CopyError::in_one_line).collect::<Vec<_>>(),
         "already": copied.already,
         "unwanted": copied.unwanted,
         "packs": copied.packs,
@@ -271,6 +272,9 @@ fn render(args: &Args, to: &PhysicalRepository, copied: Copied, context: &Contex
             failed.label,
             failed.error.in_one_line()
         ));
+    }
+    for error in copied.failed_wal {
+        printer.warn(&format!("a file of WAL was not copied: {}", error.in_one_line()));
     }
     printer.line(&format!(
         "{}: {} backups copied: {} packs ({} were there), {} stored; {} WAL files, {} stored.{}",

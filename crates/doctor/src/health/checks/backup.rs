@@ -33,6 +33,13 @@ pub(super) fn checks() -> Vec<Question> {
         })
         .without_server(),
         Question::new(
+            "backup.schedule",
+            "the backups that the schedule asks for are taken",
+            &[],
+            |context| Box::pin(schedule(context)),
+        )
+        .without_server(),
+        Question::new(
             "backup.wal_gap",
             "the WAL archive is without a gap since the newest backup",
             &[],
@@ -198,6 +205,57 @@ async fn restore_test(context: &Context) -> Result<Verdict, Failure> {
             .into()
         }
     })
+}
+
+async fn schedule(context: &Context) -> Result<Verdict, Failure> {
+    let backups = match repository(context, "backup.schedule") {
+        Ok(backups) => backups,
+        Err(answer) => return answer,
+    };
+    let Some(schedule) = backups.schedule() else {
+        return Ok(Verdict::not_applicable("no schedule is configured"));
+    };
+    let all = list(context, backups).await?;
+    let newest = all
+        .iter()
+        .filter(|backup| backup.kind == "physical")
+        .max_by(|left, right| left.finished.total_cmp(&right.finished));
+    let (now, text) = (backups.now(), &schedule.text);
+    let ago = |at: f64| Measure::seconds((now - at).max(0.0));
+    let Some(overdue) = schedule.overdue else {
+        return Ok(Finding::new(Status::Ok, format!("the schedule `{text}` has not been due yet")).into());
+    };
+    if newest.is_some_and(|backup| backup.finished >= overdue) {
+        let evidence = format!(
+            "the last run of the schedule `{text}` was {} ago, and there is a backup since",
+            ago(overdue)
+        );
+        return Ok(Finding::new(Status::Ok, evidence).into());
+    }
+    let last = newest.map_or_else(
+        || "there is none".to_owned(),
+        |newest| format!("the newest is {} old", ago(newest.finished)),
+    );
+    let (who, hint) = if schedule.has_timer {
+        (
+            "",
+            "see why: systemctl status 'pgmahout-backup-*'; journalctl -u 'pgmahout-backup-*'",
+        )
+    } else {
+        (
+            "; this machine has no timer for it",
+            "let systemd run it: pgmahout backup schedule install",
+        )
+    };
+    Ok(Finding::new(
+        Status::Warn,
+        format!(
+            "a physical backup was due {} ago by the schedule `{text}`, and {last}{who}",
+            ago(overdue)
+        ),
+    )
+    .hint(hint)
+    .into())
 }
 
 async fn copies(context: &Context) -> Result<Verdict, Failure> {
