@@ -17,7 +17,7 @@ struct Proof {
     default: u32,
 }
 
-const PROOFS: [Proof; 4] = [
+const PROOFS: [Proof; 5] = [
     Proof {
         name: "rounds",
         counts: "backups, each restored to a random target",
@@ -41,6 +41,14 @@ const PROOFS: [Proof; 4] = [
         tests: "test(/^receive_proof::/)",
         cases: 2,
         default: 120,
+    },
+    Proof {
+        name: "flips",
+        counts: "flipped bytes of a real encrypted repository, and every byte of a small one",
+        variable: "PGMAHOUT_TEST_FLIPS",
+        tests: "test(/^backup_verify::every_flipped_byte/) + binary(flips)",
+        cases: 1,
+        default: 2000,
     },
     Proof {
         name: "upheavals",
@@ -79,6 +87,7 @@ pub(crate) fn run(arguments: &[String]) -> Result<()> {
     let mut tests = cargo();
     tests
         .args(["nextest", "run", "--package", "pgmahout", "--test", "it"])
+        .args(["--package", "pgmahout-backup", "--test", "flips"])
         .args(["--profile", "proof", "--filter-expr", proof.tests])
         .env(proof.variable, size.div_ceil(proof.cases).to_string())
         .envs(variables);
