@@ -30,6 +30,11 @@ impl BlockingRepository {
         &self.repository
     }
 
+    /// Whether it is on a file system, where a request is a system call.
+    pub fn is_local(&self) -> bool {
+        matches!(self.repository.storage, Storage::Local(_))
+    }
+
     /// See [`Repository::put_bytes`].
     ///
     /// # Errors

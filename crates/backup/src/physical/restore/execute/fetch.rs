@@ -1,6 +1,7 @@
 //! Reading frames of packs: neighbours in one request, each opened and checked on its own.
 
 use std::collections::HashMap;
+use std::sync::mpsc::{channel, sync_channel};
 use std::sync::{Arc, Mutex, PoisonError};
 
 use pgmahout_store::StoreError;
@@ -12,17 +13,40 @@ use tokio_util::sync::CancellationToken;
 
 use super::super::error::RestoreError;
 
-/// The most that one request asks for.
-const LARGEST_READ: u64 = 8 << 20;
-/// Bytes that nobody needs are read along where they separate two frames by no more than this: cheaper than
-/// another request.
-const GAP: u64 = 256 << 10;
+/// What requests cost, by where the objects are.
+#[derive(Debug, Clone, Copy)]
+pub(crate) struct Manner {
+    /// The most that one request asks for.
+    largest: u64,
+    /// Bytes that nobody needs are read along where they separate two frames by no more than this: cheaper than
+    /// another request.
+    gap: u64,
+}
+
+impl Manner {
+    /// A request is a system call. What is small stays near the processor until it is opened.
+    pub(crate) const LOCAL: Self = Self {
+        largest: 2 << 20,
+        gap: 16 << 10,
+    };
+    /// A request is a way over the network and back.
+    pub(crate) const REMOTE: Self = Self {
+        largest: 8 << 20,
+        gap: 256 << 10,
+    };
+}
+
+/// From this many bytes of a request on, on average, the next one is read while this one is opened.
+const WORTH_A_THREAD: u64 = 512 << 10;
 
 /// Objects that stay open between two requests.
 const OPEN: usize = 64;
 
 /// Where objects are read from.
 pub(crate) trait ObjectSource: Send + Sync {
+    /// How it is read best.
+    fn manner(&self) -> Manner;
+
     /// Reads exactly `length` bytes from `offset` on; `out` then holds them and nothing else.
     fn read(&self, object: &str, offset: u64, length: usize, out: &mut Vec<u8>) -> Result<(), StoreError>;
 }
@@ -43,6 +67,14 @@ impl StoredObjects {
 }
 
 impl ObjectSource for StoredObjects {
+    fn manner(&self) -> Manner {
+        if self.store.is_local() {
+            Manner::LOCAL
+        } else {
+            Manner::REMOTE
+        }
+    }
+
     fn read(&self, object: &str, offset: u64, length: usize, out: &mut Vec<u8>) -> Result<(), StoreError> {
         let known = self
             .open
@@ -113,44 +145,81 @@ impl<'a> Packs<'a> {
     }
 
     /// Reads the frames that are wanted, which are sorted, and gives each one's number in the list and content.
+    /// While one request is opened the next is read.
     pub(crate) fn read(
         &self,
         wanted: &[Wanted],
         mut take: impl FnMut(usize, &[u8]) -> Result<(), RestoreError>,
     ) -> Result<(), RestoreError> {
-        let (mut raw, mut stored) = (Vec::new(), Vec::new());
-        let mut begin = 0;
-        while begin < wanted.len() {
-            if self.cancellation.is_cancelled() {
-                return Err(RestoreError::Interrupted {
-                    directory: std::path::PathBuf::new(),
-                });
+        let requests = requests(wanted, self.source.manner());
+        let mut raw = Vec::new();
+        let all: u64 = requests.iter().map(|request| request.until - request.from).sum();
+        if requests.len() < 2 || all / (requests.len() as u64) < WORTH_A_THREAD {
+            let mut stored = Vec::new();
+            for request in &requests {
+                self.fetch(request, &mut stored)?;
+                self.open(wanted, request, &stored, &mut raw, &mut take)?;
             }
-            let end = begin + together(&wanted[begin..]);
-            let request = &wanted[begin..end];
-            let (pack, from) = (request[0].pack, request[0].location.offset);
-            let until = request
-                .iter()
-                .map(|frame| frame.location.end())
-                .max()
-                .unwrap_or(from);
-            let opener = self.opener(pack)?;
-            let object = self.name(pack);
-            self.source
-                .read(&object, from, (until - from) as usize, &mut stored)?;
-            for (index, frame) in request.iter().enumerate() {
-                let offset = (frame.location.offset - from) as usize;
-                let length = frame.location.length() as usize;
-                let bytes = stored.get(offset..offset + length).unwrap_or_default();
-                opener
-                    .open(frame.location, false, bytes, &mut raw)
-                    .map_err(|source| RestoreError::Framed {
-                        object: object.clone(),
-                        source,
-                    })?;
-                take(begin + index, &raw)?;
+            return Ok(());
+        }
+        std::thread::scope(|scope| {
+            // Handed over from hand to hand: one is opened, one is read, and no more.
+            let (full, read) = sync_channel(0);
+            let (back, empty) = channel::<Vec<u8>>();
+            let ahead = &requests;
+            scope.spawn(move || {
+                for request in ahead {
+                    let mut stored = empty.try_recv().unwrap_or_default();
+                    let result = self.fetch(request, &mut stored);
+                    let failed = result.is_err();
+                    // Where nobody takes it, opening has failed.
+                    if full.send(result.map(|()| stored)).is_err() || failed {
+                        break;
+                    }
+                }
+            });
+            for request in &requests {
+                let stored = read.recv().map_err(|_| RestoreError::Thread)??;
+                self.open(wanted, request, &stored, &mut raw, &mut take)?;
+                let _ = back.send(stored);
             }
-            begin = end;
+            Ok(())
+        })
+    }
+
+    fn fetch(&self, request: &Request, stored: &mut Vec<u8>) -> Result<(), RestoreError> {
+        if self.cancellation.is_cancelled() {
+            return Err(RestoreError::Interrupted {
+                directory: std::path::PathBuf::new(),
+            });
+        }
+        let length = (request.until - request.from) as usize;
+        self.source
+            .read(&self.name(request.pack), request.from, length, stored)?;
+        Ok(())
+    }
+
+    /// Opens the frames of a request.
+    fn open(
+        &self,
+        wanted: &[Wanted],
+        request: &Request,
+        stored: &[u8],
+        raw: &mut Vec<u8>,
+        take: &mut impl FnMut(usize, &[u8]) -> Result<(), RestoreError>,
+    ) -> Result<(), RestoreError> {
+        let opener = self.opener(request.pack)?;
+        for (frame, index) in wanted[request.frames.clone()].iter().zip(request.frames.clone()) {
+            let offset = (frame.location.offset - request.from) as usize;
+            let length = frame.location.length() as usize;
+            let bytes = stored.get(offset..offset + length).unwrap_or_default();
+            opener
+                .open(frame.location, false, bytes, raw)
+                .map_err(|source| RestoreError::Framed {
+                    object: self.name(request.pack),
+                    source,
+                })?;
+            take(index, raw)?;
         }
         Ok(())
     }
@@ -189,18 +258,40 @@ impl<'a> Packs<'a> {
     }
 }
 
-/// How many of the frames at the beginning of a sorted list go into one request.
-fn together(wanted: &[Wanted]) -> usize {
-    let Some(first) = wanted.first() else { return 0 };
-    let mut end = first.location.end();
-    let rest = wanted[1..].iter().take_while(|next| {
-        let fits = next.pack == first.pack
-            && next.location.offset <= end.saturating_add(GAP)
-            && next.location.end().saturating_sub(first.location.offset) <= LARGEST_READ;
-        end = end.max(next.location.end());
-        fits
-    });
-    1 + rest.count()
+/// Neighbouring frames that are read together.
+#[derive(Debug, PartialEq, Eq)]
+struct Request {
+    pack: u32,
+    /// Bytes of the pack.
+    from: u64,
+    until: u64,
+    /// Which of the wanted ones.
+    frames: std::ops::Range<usize>,
+}
+
+/// The requests for a sorted list of frames.
+fn requests(wanted: &[Wanted], manner: Manner) -> Vec<Request> {
+    let mut requests: Vec<Request> = Vec::new();
+    for (index, frame) in wanted.iter().enumerate() {
+        let (from, end) = (frame.location.offset, frame.location.end());
+        match requests.last_mut() {
+            Some(last)
+                if last.pack == frame.pack
+                    && from <= last.until.saturating_add(manner.gap)
+                    && end.saturating_sub(last.from) <= manner.largest =>
+            {
+                last.until = last.until.max(end);
+                last.frames.end = index + 1;
+            }
+            _ => requests.push(Request {
+                pack: frame.pack,
+                from,
+                until: end,
+                frames: index..index + 1,
+            }),
+        }
+    }
+    requests
 }
 
 #[cfg(test)]
@@ -217,6 +308,11 @@ mod tests {
         Wanted { pack, location }
     }
 
+    fn counts(wanted: &[Wanted]) -> Vec<usize> {
+        let requests = requests(wanted, Manner::REMOTE);
+        requests.iter().map(|request| request.frames.len()).collect()
+    }
+
     #[test]
     fn neighbours_share_a_request_and_no_request_is_too_large() {
         let near = [
@@ -225,14 +321,17 @@ mod tests {
             frame(0, 200_000, 1000),
             frame(0, 9_000_000, 10),
         ];
-        assert_eq!(together(&near), 3);
-        assert_eq!(together(&near[3..]), 1);
-        assert_eq!(together(&[frame(0, 96, 1000), frame(1, 1120, 1000)]), 1);
+        assert_eq!(counts(&near), [3, 1]);
+        let local = requests(&near, Manner::LOCAL);
+        assert_eq!(local[0].frames, 0..2);
+        assert_eq!(counts(&[frame(0, 96, 1000), frame(1, 1120, 1000)]), [1, 1]);
         let many: Vec<Wanted> = (0..200)
             .map(|number| frame(0, 96 + number * 131_096, 131_072))
             .collect();
-        let count = together(&many);
-        let bytes = many[count - 1].location.end() - 96;
-        assert!(bytes <= LARGEST_READ && bytes > LARGEST_READ - 200_000, "{bytes}");
+        let largest = Manner::REMOTE.largest;
+        for request in &requests(&many, Manner::REMOTE)[..2] {
+            let bytes = request.until - request.from;
+            assert!(bytes <= largest && bytes > largest - 200_000, "{bytes}");
+        }
     }
 }

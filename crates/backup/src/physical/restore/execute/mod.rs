@@ -6,10 +6,13 @@
 //!
 //! # Memory
 //!
-//! Each thread holds one request of up to 8 MiB, one frame, and the maps of the files that it is at work on: up
-//! to 3 MiB for a file of 1 GiB, or the small files of a group, up to 16 MiB.
+//! Each thread holds two requests of up to 8 MiB each (2 MiB where the repository is on a file system), one frame,
+//! 6 MiB that are being written, and the maps of the files that it is at work on: up to 3 MiB for a file of 1 GiB,
+//! or the small files of a group, up to 16 MiB.
 
+mod direct;
 pub(crate) mod fetch;
+mod share;
 #[cfg(test)]
 mod tests;
 pub(crate) mod tree;
@@ -20,9 +23,7 @@ use std::sync::PoisonError;
 use std::sync::atomic::{AtomicBool, Ordering};
 
 use pgmahout_procedure::report::Progress;
-use pgmahout_types::repository::manifest::{
-    Area, Content, Entry, File, FileKind, Manifest, MapRef, PackKind,
-};
+use pgmahout_types::repository::manifest::{Content, File, Manifest, MapRef, PackKind};
 use pgmahout_types::repository::page_map::StoredMap;
 use pgmahout_types::repository::{PackId, PageMap};
 
@@ -30,20 +31,8 @@ use super::error::RestoreError;
 use super::layout::Layout;
 use super::selection::Selection;
 use fetch::Packs;
+use share::{Queue, Work};
 use write::{Target, Writer};
-
-/// Files of this size and more are a task of their own.
-const LARGE: u64 = 1 << 20;
-/// Raw bytes of small files in one group.
-const GROUP_BYTES: u64 = 16 << 20;
-/// Files in one group.
-const GROUP_FILES: usize = 512;
-
-/// Files that one thread brings about together.
-struct TaskOf<'a> {
-    files: Vec<&'a File>,
-    bytes: u64,
-}
 
 /// Brings about every file of the backup but pg_control.
 pub(crate) fn files(
@@ -54,7 +43,7 @@ pub(crate) fn files(
     threads: usize,
     progress: &dyn Progress,
 ) -> Result<(), RestoreError> {
-    let tasks = Mutex::new(tasks(manifest));
+    let queue = Mutex::new(Queue::new(manifest, selection));
     let failed = AtomicBool::new(false);
     let errors: Mutex<Vec<RestoreError>> = Mutex::default();
     let joined = std::thread::scope(|scope| {
@@ -62,14 +51,33 @@ pub(crate) fn files(
             .map(|_| {
                 scope.spawn(|| {
                     while !failed.load(Ordering::Relaxed) {
-                        let task = tasks.lock().unwrap_or_else(PoisonError::into_inner).pop();
-                        let Some(task) = task else { break };
-                        if let Some(file) = task.files.first() {
-                            progress.set_detail(&file.path.to_text());
-                        }
-                        if let Err(error) = one(manifest, layout, selection, writer, &task) {
-                            failed.store(true, Ordering::Relaxed);
+                        let work = queue.lock().unwrap_or_else(PoisonError::into_inner).next();
+                        let done = match work {
+                            None => break,
+                            Some(Work::Group(files)) => {
+                                if let Some(file) = files.first() {
+                                    progress.set_detail(&file.path.to_text());
+                                }
+                                group(manifest, layout, selection, writer, &files)
+                            }
+                            Some(Work::Large(large)) => {
+                                progress.set_detail(&large.file.path.to_text());
+                                large.parts.work(
+                                    || {
+                                        let target = target(manifest, layout, writer.packs, large.file)?;
+                                        let opened = writer.open(&target)?;
+                                        Ok((target, opened))
+                                    },
+                                    |(target, opened), blocks| {
+                                        writer.part(target, opened, blocks)?;
+                                        Ok(!failed.load(Ordering::Relaxed))
+                                    },
+                                )
+                            }
+                        };
+                        if let Err(error) = done {
                             errors.lock().unwrap_or_else(PoisonError::into_inner).push(error);
+                            failed.store(true, Ordering::Relaxed);
                         }
                     }
                 })
@@ -86,68 +94,21 @@ pub(crate) fn files(
     }
 }
 
-/// The tasks in the order in which they are taken from the end: large files first, so that no thread is left
-/// alone with one; small ones by where they lie.
-fn tasks(manifest: &Manifest) -> Vec<TaskOf<'_>> {
-    let mut large = Vec::new();
-    let mut small: Vec<(u32, u64, &File)> = Vec::new();
-    for entry in &manifest.entries {
-        let Entry::File(file) = entry else { continue };
-        if file.area != Area::Data || file.kind == FileKind::Control || is_ours(file) {
-            continue;
-        }
-        match &file.content {
-            Content::Inline(map) if file.size < LARGE => {
-                let place = map.frames().first();
-                let pack = place.map_or(u32::MAX, |frame| frame.pack);
-                small.push((pack, place.map_or(0, |frame| frame.location.offset), file));
-            }
-            _ => large.push(TaskOf {
-                files: vec![file],
-                bytes: file.size,
-            }),
-        }
-    }
-    small.sort_by(|one, other| (one.0, one.1, &one.2.path).cmp(&(other.0, other.1, &other.2.path)));
-    let mut groups: Vec<TaskOf<'_>> = Vec::new();
-    for (_, _, file) in small {
-        match groups.last_mut() {
-            Some(group) if group.bytes + file.size <= GROUP_BYTES && group.files.len() < GROUP_FILES => {
-                group.bytes += file.size;
-                group.files.push(file);
-            }
-            _ => groups.push(TaskOf {
-                files: vec![file],
-                bytes: file.size,
-            }),
-        }
-    }
-    large.sort_by_key(|task| task.bytes);
-    groups.reverse();
-    groups.extend(large);
-    groups
-}
-
-/// Written by the restore itself.
-fn is_ours(file: &File) -> bool {
-    matches!(file.path.as_bytes(), b"backup_label" | b"tablespace_map")
-}
-
-fn one(
+/// Brings about small files.
+fn group(
     manifest: &Manifest,
     layout: &Layout,
     selection: &Selection,
     writer: &Writer<'_>,
-    task: &TaskOf<'_>,
+    files: &[&File],
 ) -> Result<(), RestoreError> {
-    let mut targets = Vec::with_capacity(task.files.len());
-    for file in &task.files {
-        let path = layout.locate(&file.path);
+    let mut targets = Vec::with_capacity(files.len());
+    for file in files {
         if selection.is_hollow(&file.path, file.kind) {
-            writer.hollow(&path, file.mode, file.size)?;
-            continue;
+            writer.hollow(&layout.locate(&file.path), file.mode, file.size)?;
+        } else {
+            targets.push(target(manifest, layout, writer.packs, file)?);
         }
-        targets.push(target(manifest, layout, writer.packs, file)?);
     }
     writer.group(&targets)
 }

@@ -5,7 +5,7 @@ use std::fs;
 use std::os::unix::fs::{FileExt, MetadataExt, PermissionsExt};
 use std::path::{Path, PathBuf};
 use std::sync::Mutex;
-use std::sync::atomic::Ordering;
+use std::sync::atomic::{AtomicU32, Ordering};
 
 use pgmahout_store::StoreError;
 use pgmahout_store::framed::{FrameCodec, FramedBuilder, ObjectCipher};
@@ -16,7 +16,7 @@ use tokio_util::sync::CancellationToken;
 
 use super::super::error::RestoreError;
 use super::super::owner::Ownership;
-use super::fetch::{ObjectSource, Packs};
+use super::fetch::{Manner, ObjectSource, Packs};
 use super::write::{Tally, Target, Writer};
 
 const KEY: [u8; 32] = [7; 32];
@@ -30,6 +30,10 @@ struct Memory {
 }
 
 impl ObjectSource for Memory {
+    fn manner(&self) -> Manner {
+        Manner::REMOTE
+    }
+
     fn read(&self, object: &str, offset: u64, length: usize, out: &mut Vec<u8>) -> Result<(), StoreError> {
         self.requests.lock().expect("no panic").push((offset, length));
         let offset = usize::try_from(offset).expect("small");
@@ -96,11 +100,58 @@ fn store(content: &[u8]) -> Stored {
 }
 
 fn restore(stored: &Stored, path: &Path, delta: bool, tally: &Tally) -> Result<(), RestoreError> {
+    with_writer(stored, delta, tally, |writer| {
+        writer.group(&[target(stored, path)])
+    })
+}
+
+/// The same in parts of so many blocks, by three threads.
+fn restore_in_parts(
+    stored: &Stored,
+    path: &Path,
+    delta: bool,
+    tally: &Tally,
+    part: u32,
+) -> Result<(), RestoreError> {
+    with_writer(stored, delta, tally, |writer| {
+        let target = target(stored, path);
+        let opened = writer.open(&target)?;
+        let blocks = target.map.blocks();
+        let next = AtomicU32::new(0);
+        std::thread::scope(|scope| {
+            let work = || {
+                loop {
+                    let first = next.fetch_add(part, Ordering::Relaxed);
+                    if first >= blocks {
+                        return Ok(());
+                    }
+                    writer.part(&target, &opened, first..blocks.min(first + part))?;
+                }
+            };
+            let workers = [scope.spawn(work), scope.spawn(work), scope.spawn(work)];
+            workers
+                .into_iter()
+                .try_for_each(|worker| worker.join().expect("no panic"))
+        })
+    })
+}
+
+fn target(stored: &Stored, path: &Path) -> Target {
+    Target {
+        path: path.to_owned(),
+        name: "base/5/1259".to_owned(),
+        mode: 0o600,
+        map: stored.map.clone(),
+        packs: vec![0],
+    }
+}
+
+fn with_writer<T>(stored: &Stored, delta: bool, tally: &Tally, work: impl FnOnce(&Writer<'_>) -> T) -> T {
     let cipher = ObjectCipher::plain();
     let cancellation = CancellationToken::new();
     let names = |entry: &PackEntry| ("pack", entry.id.to_string());
     let packs = Packs::new(&stored.memory, &cipher, &stored.entries, &names, &cancellation);
-    let writer = Writer {
+    work(&Writer {
         packs: &packs,
         hash_key: &KEY,
         owner: Ownership {
@@ -111,14 +162,7 @@ fn restore(stored: &Stored, path: &Path, delta: bool, tally: &Tally) -> Result<(
         delta,
         tally,
         done: &|_| {},
-    };
-    writer.group(&[Target {
-        path: path.to_owned(),
-        name: "base/5/1259".to_owned(),
-        mode: 0o600,
-        map: stored.map.clone(),
-        packs: vec![0],
-    }])
+    })
 }
 
 /// Blocks by number: 0 is a zero block, everything else a block of that content. The last one is short.
@@ -162,6 +206,41 @@ fn a_file_comes_back_with_its_holes_and_its_mode() {
         metadata.blocks()
     );
     assert_eq!(tally.written.load(Ordering::Relaxed), 8192 + 100);
+}
+
+#[test]
+fn a_large_file_comes_back_in_parts_and_delta_repairs_it_in_parts() {
+    let (_directory, path) = place();
+    let blocks: Vec<u8> = (0_u32..700)
+        .map(|number| if number % 90 < 20 { 0 } else { number as u8 | 1 })
+        .collect();
+    let content = content(&blocks, 4099);
+    let stored = store(&content);
+    let tally = Tally::default();
+    restore_in_parts(&stored, &path, false, &tally, 75).expect("restored");
+    assert!(fs::read(&path).expect("readable") == content);
+    let zeros = stored.map.zero_bytes();
+    assert_eq!(
+        tally.written.load(Ordering::Relaxed),
+        content.len() as u64 - zeros
+    );
+    assert_eq!(tally.files.load(Ordering::Relaxed), 1);
+    let metadata = fs::metadata(&path).expect("there");
+    assert!(
+        metadata.blocks() * 512 <= content.len() as u64 - zeros + (64 << 10),
+        "{} blocks on the disk",
+        metadata.blocks()
+    );
+    let file = fs::OpenOptions::new().write(true).open(&path).expect("writable");
+    for block in [0, 5, 74, 75, 400, 699] {
+        file.write_all_at(b"damage", block * 8192 + 50).expect("writable");
+    }
+    let tally = Tally::default();
+    restore_in_parts(&stored, &path, true, &tally, 75).expect("restored");
+    assert!(fs::read(&path).expect("readable") == content);
+    // The first two are zero blocks, made holes again; the last one is short.
+    assert_eq!(tally.written.load(Ordering::Relaxed), 5 * 8192 + 4099);
+    assert_eq!(tally.files.load(Ordering::Relaxed), 1);
 }
 
 #[test]
@@ -286,6 +365,22 @@ proptest! {
         let content = content(&blocks, last);
         fs::write(&path, super::tests::content(&before, last_before)).expect("writable");
         restore(&store(&content), &path, true, &Tally::default()).expect("restored");
-        prop_assert_eq!(fs::read(&path).expect("readable"), content);
+        prop_assert!(fs::read(&path).expect("readable") == content);
+    }
+
+    /// So it does in parts.
+    #[test]
+    fn delta_in_parts_makes_the_same_file_of_anything(
+        blocks in proptest::collection::vec(0_u8..4, 1..40),
+        before in proptest::collection::vec(0_u8..4, 0..50),
+        last in 1_usize..=BLOCK,
+        last_before in 1_usize..=BLOCK,
+        part in 1_u32..20,
+    ) {
+        let (_directory, path) = place();
+        let content = content(&blocks, last);
+        fs::write(&path, super::tests::content(&before, last_before)).expect("writable");
+        restore_in_parts(&store(&content), &path, true, &Tally::default(), part).expect("restored");
+        prop_assert!(fs::read(&path).expect("readable") == content);
     }
 }

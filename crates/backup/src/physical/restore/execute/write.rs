@@ -5,20 +5,23 @@
 
 use std::fs::{self, File, OpenOptions};
 use std::io;
+use std::ops::Range;
 use std::os::unix::fs::{FileExt, OpenOptionsExt, fchown};
 use std::path::{Path, PathBuf};
-use std::sync::atomic::{AtomicU64, Ordering};
+use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 
 use pgmahout_types::repository::{BLOCK_SIZE, PageHash, PageMap, Source};
-use rustix::fs::{FallocateFlags, OFlags};
+use rustix::fs::{Advice, FallocateFlags, OFlags};
 
 use super::super::error::RestoreError;
 use super::super::owner::Ownership;
+use super::direct::{self, Spool};
 use super::fetch::{Packs, Wanted};
 use crate::physical::page::hash::is_zero;
 
-/// Blocks of an existing file that are read and compared at a time.
-const COMPARED: u32 = 128;
+/// Blocks of an existing file that are read and compared at a time: they are still near the processor when they
+/// are hashed.
+const COMPARED: u32 = 32;
 const BLOCK: u64 = BLOCK_SIZE as u64;
 
 /// What writing came to. Shared by all threads.
@@ -64,6 +67,15 @@ pub(crate) struct Writer<'a> {
     pub(crate) done: &'a (dyn Fn(u64) + Sync),
 }
 
+/// A file that is there, of the right size, owner and mode.
+pub(crate) struct Opened {
+    file: File,
+    /// Whether it has what it had before this restore.
+    is_old: bool,
+    /// Whether it counts as changed already.
+    is_changed: AtomicBool,
+}
+
 /// Blocks that follow each other in a frame and in a file.
 struct Piece {
     frame: Wanted,
@@ -74,22 +86,82 @@ struct Piece {
     /// The first block.
     first: u32,
     /// Where their hashes begin.
-    hashes: std::ops::Range<usize>,
+    hashes: Range<usize>,
 }
 
 impl Writer<'_> {
-    /// Brings about several files, of which the frames are read together.
+    /// Brings about several small files, of which the frames are read together.
     pub(crate) fn group(&self, targets: &[Target]) -> Result<(), RestoreError> {
         let mut open: Vec<Option<File>> = Vec::with_capacity(targets.len());
-        let mut pieces = Vec::new();
+        let (mut pieces, mut hashes) = (Vec::new(), Vec::new());
         // Few files stay open: a group of many has small ones, which are opened again when they are written.
         let keep_open = targets.len() <= 8;
-        let mut hashes: Vec<PageHash> = Vec::new();
         for (number, target) in targets.iter().enumerate() {
-            let (file, dirty) = self.prepare(target)?;
-            self.collect(number, target, dirty.as_deref(), &mut pieces, &mut hashes);
-            open.push(keep_open.then_some(file));
+            let opened = self.open(target)?;
+            let blocks = 0..target.map.blocks();
+            self.gather(number, target, &opened, blocks, &mut pieces, &mut hashes)?;
+            open.push(keep_open.then_some(opened.file));
         }
+        self.restore(targets, pieces, &hashes, |target, bytes, at| {
+            let path = &targets[target].path;
+            match &open[target] {
+                Some(file) => file.write_all_at(bytes, at),
+                None => reopen(path).and_then(|file| file.write_all_at(bytes, at)),
+            }
+            .map_err(|error| RestoreError::io("write", path, error))
+        })
+    }
+
+    /// Brings about some blocks of a large file. Others may be brought about at the same time.
+    pub(crate) fn part(
+        &self,
+        target: &Target,
+        opened: &Opened,
+        blocks: Range<u32>,
+    ) -> Result<(), RestoreError> {
+        let io = |error| RestoreError::io("write", &target.path, error);
+        let (mut pieces, mut hashes) = (Vec::new(), Vec::new());
+        self.gather(0, target, opened, blocks, &mut pieces, &mut hashes)?;
+        let targets = std::slice::from_ref(target);
+        let direct = if opened.is_old {
+            None
+        } else {
+            direct::open(&target.path)
+        };
+        let Some(direct) = direct else {
+            return self.restore(targets, pieces, &hashes, |_, bytes, at| {
+                opened.file.write_all_at(bytes, at).map_err(io)
+            });
+        };
+        std::thread::scope(|scope| {
+            let mut spool = Spool::start(scope, &direct, &opened.file);
+            let mut is_taken = true;
+            let restored = self.restore(targets, pieces, &hashes, |_, bytes, at| {
+                is_taken = spool.write(bytes, at);
+                if is_taken {
+                    Ok(())
+                } else {
+                    Err(RestoreError::Thread)
+                }
+            });
+            let written = spool.finish().map_err(io);
+            // What the disk says comes first where it is the reason for the other.
+            if is_taken {
+                restored.and(written)
+            } else {
+                written.and(restored)
+            }
+        })
+    }
+
+    /// Fetches the pieces and gives their bytes, each block as it should be: the target's number and the place.
+    fn restore(
+        &self,
+        targets: &[Target],
+        mut pieces: Vec<Piece>,
+        hashes: &[PageHash],
+        mut write: impl FnMut(usize, &[u8], u64) -> Result<(), RestoreError>,
+    ) -> Result<(), RestoreError> {
         pieces.sort_by_key(|piece| (piece.frame, piece.offset));
         let mut wanted: Vec<Wanted> = pieces.iter().map(|piece| piece.frame).collect();
         wanted.dedup();
@@ -99,12 +171,7 @@ impl Writer<'_> {
             while let Some(piece) = pieces.get(next).filter(|piece| piece.frame == frame) {
                 let target = &targets[piece.target];
                 let bytes = self.check(target, piece, &hashes[piece.hashes.clone()], raw)?;
-                let at = u64::from(piece.first) * BLOCK;
-                let written = match &open[piece.target] {
-                    Some(file) => file.write_all_at(bytes, at),
-                    None => reopen(&target.path).and_then(|file| file.write_all_at(bytes, at)),
-                };
-                written.map_err(|error| RestoreError::io("write", &target.path, error))?;
+                write(piece.target, bytes, u64::from(piece.first) * BLOCK)?;
                 Tally::add(&self.tally.written, bytes.len() as u64);
                 (self.done)(bytes.len() as u64);
                 next += 1;
@@ -113,9 +180,8 @@ impl Writer<'_> {
         })
     }
 
-    /// Opens or makes a file of the right size, owner and mode. The blocks that have to be written, where not
-    /// all of them have to.
-    fn prepare(&self, target: &Target) -> Result<(File, Option<Vec<bool>>), RestoreError> {
+    /// Opens or makes a file of the right size, owner and mode.
+    pub(crate) fn open(&self, target: &Target) -> Result<Opened, RestoreError> {
         let size = target.map.size();
         let io = |doing| move |error| RestoreError::io(doing, &target.path, error);
         if self.delta
@@ -123,19 +189,19 @@ impl Writer<'_> {
         {
             self.own(&file, &target.path, target.mode)?;
             let before = file.metadata().map_err(io("stat"))?.len();
-            let dirty = self.compare(target, &file, before)?;
+            let opened = Opened {
+                file,
+                is_old: true,
+                is_changed: AtomicBool::new(false),
+            };
             if before != size {
-                file.set_len(size).map_err(io("truncate"))?;
+                // What is added is a hole, and compared like all else.
+                opened.file.set_len(size).map_err(io("truncate"))?;
+                self.changed(&opened);
             }
-            let zero = target.map.zero_bytes();
-            let stored_dirty: u64 = self.dirty_bytes(target, &dirty);
-            let kept = size.saturating_sub(zero).saturating_sub(stored_dirty);
-            Tally::add(&self.tally.kept, kept);
-            if stored_dirty > 0 || before != size {
-                Tally::add(&self.tally.files, 1);
-            }
-            (self.done)(size - stored_dirty);
-            return Ok((file, Some(dirty)));
+            // A favour, which a file system may refuse.
+            let _ = rustix::fs::fadvise(&opened.file, 0, None, Advice::Sequential);
+            return Ok(opened);
         }
         if self.delta {
             remove_other(&target.path).map_err(io("remove"))?;
@@ -149,9 +215,56 @@ impl Writer<'_> {
             .map_err(io("create"))?;
         self.own(&file, &target.path, target.mode)?;
         file.set_len(size).map_err(io("extend"))?;
-        Tally::add(&self.tally.files, 1);
-        (self.done)(target.map.zero_bytes());
-        Ok((file, None))
+        let opened = Opened {
+            file,
+            is_old: false,
+            is_changed: AtomicBool::new(false),
+        };
+        self.changed(&opened);
+        Ok(opened)
+    }
+
+    fn changed(&self, opened: &Opened) {
+        if !opened.is_changed.swap(true, Ordering::Relaxed) {
+            Tally::add(&self.tally.files, 1);
+        }
+    }
+
+    /// The pieces of those of the blocks that have to be written.
+    fn gather(
+        &self,
+        number: usize,
+        target: &Target,
+        opened: &Opened,
+        blocks: Range<u32>,
+        pieces: &mut Vec<Piece>,
+        hashes: &mut Vec<PageHash>,
+    ) -> Result<(), RestoreError> {
+        let map = &target.map;
+        let dirty = if opened.is_old {
+            Some(self.compare(target, opened, blocks.clone())?)
+        } else {
+            None
+        };
+        let before = pieces.len();
+        collect(number, target, blocks.clone(), dirty.as_deref(), pieces, hashes);
+        if pieces.len() > before {
+            self.changed(opened);
+        }
+        let bytes =
+            |blocks: Range<u32>| -> u64 { blocks.map(|block| u64::from(map.block_bytes(block))).sum() };
+        let stored: u64 = map
+            .runs_between(blocks.start, blocks.end)
+            .filter(|run| run.extent.source != Source::Zero)
+            .map(|run| bytes(run.extent.first..run.extent.end()))
+            .sum();
+        let written: u64 = pieces[before..]
+            .iter()
+            .map(|piece| bytes(piece.first..piece.first + piece.hashes.len() as u32))
+            .sum();
+        Tally::add(&self.tally.kept, stored - written);
+        (self.done)(bytes(blocks) - written);
+        Ok(())
     }
 
     pub(crate) fn own(&self, file: &File, path: &Path, mode: u32) -> Result<(), RestoreError> {
@@ -162,103 +275,45 @@ impl Writer<'_> {
         set_mode(file, mode).map_err(|error| RestoreError::io("set the mode of", path, error))
     }
 
-    /// Which blocks of a file that exists are not as they should be. Zero blocks are put right at once.
-    fn compare(&self, target: &Target, file: &File, before: u64) -> Result<Vec<bool>, RestoreError> {
+    /// Which of the blocks of a file that was there before are not as they should be. Zero blocks are put right at
+    /// once.
+    fn compare(
+        &self,
+        target: &Target,
+        opened: &Opened,
+        blocks: Range<u32>,
+    ) -> Result<Vec<bool>, RestoreError> {
         let map = &target.map;
         let io = |doing| move |error| RestoreError::io(doing, &target.path, error);
-        let mut dirty = vec![true; map.blocks() as usize];
-        let mut buffer = vec![0; COMPARED as usize * BLOCK_SIZE as usize];
-        let mut first = 0;
-        while first < map.blocks() {
+        let mut dirty = vec![false; blocks.len()];
+        let mut buffer = vec![0; COMPARED.min(blocks.len() as u32) as usize * BLOCK_SIZE as usize];
+        for first in blocks.clone().step_by(COMPARED as usize) {
+            let end = blocks.end.min(first.saturating_add(COMPARED));
             let at = u64::from(first) * BLOCK;
-            let count = COMPARED.min(map.blocks() - first);
-            let there = before.saturating_sub(at).min(u64::from(count) * BLOCK) as usize;
-            let there = &mut buffer[..there];
-            file.read_exact_at(there, at).map_err(io("read"))?;
-            for run in map.runs_between(first, first + count) {
-                for (index, block) in (run.extent.first..run.extent.end()).enumerate() {
-                    let begin = ((block - first) * BLOCK_SIZE) as usize;
-                    let found = there.get(begin..).map(|rest| {
-                        // The last block of the file may be short.
-                        &rest[..rest.len().min(map.block_bytes(block) as usize)]
-                    });
-                    let whole = found.filter(|found| found.len() == map.block_bytes(block) as usize);
-                    let right = match (run.extent.source, whole) {
-                        (Source::Zero, Some(found)) if is_zero(found) => true,
-                        // What is not there becomes a hole when the file is extended.
-                        (Source::Zero, None) if found.is_none_or(is_zero) => true,
-                        (Source::Zero, _) => {
-                            let length = u64::from(map.block_bytes(block));
-                            punch(file, u64::from(block) * BLOCK, length).map_err(io("make a hole in"))?;
-                            Tally::add(&self.tally.written, length);
-                            true
+            let length = (u64::from(end) * BLOCK).min(map.size()) - at;
+            let there = &mut buffer[..length as usize];
+            opened.file.read_exact_at(there, at).map_err(io("read"))?;
+            for run in map.runs_between(first, end) {
+                let begin = ((run.extent.first - first) * BLOCK_SIZE) as usize;
+                // The last block of the file may be short.
+                let found = there[begin..].chunks(BLOCK_SIZE as usize);
+                for (index, (block, found)) in (run.extent.first..run.extent.end()).zip(found).enumerate() {
+                    match run.extent.source {
+                        Source::Frame { .. } => {
+                            dirty[(block - blocks.start) as usize] =
+                                run.hashes.get(index) != Some(&PageHash::of(self.hash_key, found));
                         }
-                        (Source::Frame { .. }, Some(found)) => {
-                            run.hashes.get(index) == Some(&PageHash::of(self.hash_key, found))
+                        Source::Zero if is_zero(found) => {}
+                        Source::Zero => {
+                            punch(&opened.file, u64::from(block) * BLOCK, found.len() as u64)
+                                .map_err(io("make a hole in"))?;
+                            Tally::add(&self.tally.written, found.len() as u64);
                         }
-                        (Source::Frame { .. }, None) => false,
-                    };
-                    dirty[block as usize] = !right;
+                    }
                 }
             }
-            first += count;
         }
         Ok(dirty)
-    }
-
-    #[allow(clippy::unused_self, reason = "it belongs to the others")]
-    fn dirty_bytes(&self, target: &Target, dirty: &[bool]) -> u64 {
-        (0_u32..)
-            .zip(dirty)
-            .filter(|(_, dirty)| **dirty)
-            .map(|(block, _)| u64::from(target.map.block_bytes(block)))
-            .sum()
-    }
-
-    /// The pieces of the blocks that have to be written.
-    #[allow(clippy::unused_self, reason = "it belongs to the others")]
-    fn collect(
-        &self,
-        number: usize,
-        target: &Target,
-        dirty: Option<&[bool]>,
-        pieces: &mut Vec<Piece>,
-        hashes: &mut Vec<PageHash>,
-    ) {
-        for run in target.map.runs() {
-            let Source::Frame { frame, offset } = run.extent.source else {
-                continue;
-            };
-            let Some(frame) = target.map.frames().get(frame as usize) else {
-                continue;
-            };
-            let wanted = Wanted {
-                pack: target.packs.get(frame.pack as usize).copied().unwrap_or(u32::MAX),
-                location: frame.location,
-            };
-            let needed = |block: u32| dirty.is_none_or(|dirty| dirty[block as usize]);
-            let mut block = run.extent.first;
-            while block < run.extent.end() {
-                if !needed(block) {
-                    block += 1;
-                    continue;
-                }
-                let first = block;
-                while block < run.extent.end() && needed(block) {
-                    block += 1;
-                }
-                let skipped = (first - run.extent.first) as usize;
-                let from = hashes.len();
-                hashes.extend_from_slice(&run.hashes[skipped..skipped + (block - first) as usize]);
-                pieces.push(Piece {
-                    frame: wanted,
-                    offset: offset + (first - run.extent.first) * BLOCK_SIZE,
-                    target: number,
-                    first,
-                    hashes: from..hashes.len(),
-                });
-            }
-        }
     }
 
     /// The bytes of a piece, when each block has the hash that it should have.
@@ -290,7 +345,7 @@ impl Writer<'_> {
     /// The content of a small file.
     pub(crate) fn content(&self, target: &Target) -> Result<Vec<u8>, RestoreError> {
         let (mut pieces, mut hashes) = (Vec::new(), Vec::new());
-        self.collect(0, target, None, &mut pieces, &mut hashes);
+        collect(0, target, 0..target.map.blocks(), None, &mut pieces, &mut hashes);
         let mut content = vec![0; target.map.size() as usize];
         for piece in &pieces {
             let raw = self.packs.frame(piece.frame.pack, piece.frame.location)?;
@@ -319,6 +374,51 @@ impl Writer<'_> {
         self.own(&file, path, mode)?;
         (self.done)(size);
         Ok(())
+    }
+}
+
+/// The pieces of those of the blocks that have to be written: all, or the `dirty` ones.
+fn collect(
+    number: usize,
+    target: &Target,
+    blocks: Range<u32>,
+    dirty: Option<&[bool]>,
+    pieces: &mut Vec<Piece>,
+    hashes: &mut Vec<PageHash>,
+) {
+    for run in target.map.runs_between(blocks.start, blocks.end) {
+        let Source::Frame { frame, offset } = run.extent.source else {
+            continue;
+        };
+        let Some(frame) = target.map.frames().get(frame as usize) else {
+            continue;
+        };
+        let wanted = Wanted {
+            pack: target.packs.get(frame.pack as usize).copied().unwrap_or(u32::MAX),
+            location: frame.location,
+        };
+        let needed = |block: u32| dirty.is_none_or(|dirty| dirty[(block - blocks.start) as usize]);
+        let mut block = run.extent.first;
+        while block < run.extent.end() {
+            if !needed(block) {
+                block += 1;
+                continue;
+            }
+            let first = block;
+            while block < run.extent.end() && needed(block) {
+                block += 1;
+            }
+            let skipped = (first - run.extent.first) as usize;
+            let from = hashes.len();
+            hashes.extend_from_slice(&run.hashes[skipped..skipped + (block - first) as usize]);
+            pieces.push(Piece {
+                frame: wanted,
+                offset: offset + (first - run.extent.first) * BLOCK_SIZE,
+                target: number,
+                first,
+                hashes: from..hashes.len(),
+            });
+        }
     }
 }
 
