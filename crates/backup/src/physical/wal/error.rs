@@ -271,7 +271,7 @@ impl Diagnose for WalError {
             }
             Self::OtherVersion { stanza, .. } => {
                 return Some(format!(
-                    "after a major upgrade `pgmahout repo init --stanza {stanza} --upgrade` takes the new cluster in"
+                    "after a major upgrade give the new cluster a stanza of its own: `stanza: NAME` in the configuration that archive_command uses, then `pgmahout repo init`; {stanza} keeps what is from before"
                 ));
             }
             Self::Owner { .. } => "let PostgreSQL call `pgmahout wal push pg_wal/FILE` in its data directory",
