@@ -141,6 +141,14 @@ impl Row {
                 .map_or_else(String::new, |peak| format!("{:.0} MiB", peak as f64 / MIB))
         );
         line(&self.name, &times, &format!("{ratio_text}{peaks}"), fine);
+        if let Some(peer) = self.seconds(Tool::PeerSync) {
+            line(
+                "  archive-async=n",
+                &format!("{ours:8.2} s {peer:8.2} s"),
+                &format!("{:6.2}x", peer / ours),
+                true,
+            );
+        }
         if let (Some(zstd), Some(allowed)) = (self.seconds(Tool::Zstd), self.allowed) {
             let part = ours / zstd;
             let ok = part <= allowed;

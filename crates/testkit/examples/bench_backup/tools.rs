@@ -18,8 +18,10 @@ const PEER_THAT_COUNTS: (u32, u32) = (2, 59);
 pub(crate) enum Tool {
     /// pgmahout.
     Ours,
-    /// pgBackRest.
+    /// pgBackRest, archiving in the background and several segments at once.
     Peer,
+    /// pgBackRest as it is without any setting for that: one segment in each call.
+    PeerSync,
     /// `zstd -1 -T2` over the same bytes.
     Zstd,
 }
@@ -29,6 +31,7 @@ impl Tool {
         match self {
             Self::Ours => "pgmahout",
             Self::Peer => "pgBackRest",
+            Self::PeerSync => "  async=n",
             Self::Zstd => "zstd -1 -T2",
         }
     }
@@ -37,6 +40,7 @@ impl Tool {
         match self {
             Self::Ours => "ours",
             Self::Peer => "peer",
+            Self::PeerSync => "peer-sync",
             Self::Zstd => "zstd",
         }
     }
@@ -56,7 +60,7 @@ impl Tools {
     /// With `log`, pgmahout says how long each stage took, and that is added to this file.
     pub(crate) fn new(ours: &Path, peer: Option<&Path>, log: Option<PathBuf>) -> Self {
         let place = Sandbox::new();
-        for tool in [Tool::Ours, Tool::Peer, Tool::Zstd] {
+        for tool in [Tool::Ours, Tool::Peer, Tool::PeerSync, Tool::Zstd] {
             place.directory(tool.directory());
         }
         Self {
@@ -75,6 +79,13 @@ impl Tools {
         tools
     }
 
+    /// The same, with the peer's other way to archive.
+    pub(crate) fn archiving(&self) -> Vec<Tool> {
+        let mut tools = self.both();
+        tools.extend(self.peer.is_some().then_some(Tool::PeerSync));
+        tools
+    }
+
     /// A directory of one program.
     pub(crate) fn path(&self, tool: Tool, name: &str) -> PathBuf {
         self.place.path().join(tool.directory()).join(name)
@@ -84,7 +95,7 @@ impl Tools {
     pub(crate) fn program(&self, tool: Tool) -> &Path {
         match tool {
             Tool::Ours => &self.ours,
-            Tool::Peer => self
+            Tool::Peer | Tool::PeerSync => self
                 .peer
                 .as_deref()
                 .expect("it is asked for only where it is there"),
@@ -110,12 +121,14 @@ impl Tools {
                  --peer"
             );
         }
-        let options = self.peer_options().join(" ");
+        let options = self.peer_options(Tool::Peer).join(" ");
         let _ = writeln!(text, "  {options}");
+        let _ = writeln!(text, "  and for WAL also archive-async=n, its default");
         text
     }
 
-    fn peer_options(&self) -> Vec<String> {
+    fn peer_options(&self, tool: Tool) -> Vec<String> {
+        let is_async = if tool == Tool::PeerSync { "n" } else { "y" };
         [
             "compress-type=zst",
             "compress-level=1",
@@ -125,7 +138,7 @@ impl Tools {
             "checksum-page=y",
             "start-fast=y",
             "expire-auto=n",
-            "archive-async=y",
+            &format!("archive-async={is_async}"),
             "archive-get-queue-max=1GiB",
             "log-level-file=off",
             "log-level-console=off",
@@ -159,10 +172,10 @@ impl Tools {
                     .arg(server.data_dir());
                 command
             }
-            Tool::Peer => {
+            Tool::Peer | Tool::PeerSync => {
                 self.place.file(
                     self.path(tool, "pgbackrest.conf"),
-                    self.peer_configuration(server),
+                    self.peer_configuration(tool, server),
                 );
                 let mut command = self.command(tool, server);
                 command.args(["stanza-create", "--no-online"]);
@@ -183,8 +196,8 @@ impl Tools {
         )
     }
 
-    fn peer_configuration(&self, server: &Postgres) -> String {
-        let path = |name: &str| self.path(Tool::Peer, name).display().to_string();
+    fn peer_configuration(&self, tool: Tool, server: &Postgres) -> String {
+        let path = |name: &str| self.path(tool, name).display().to_string();
         format!(
             "[global]\nrepo1-path={}\nspool-path={}\nlock-path={}\nlog-path={}\n{}\n\n\
              [main]\npg1-path={}\npg1-port={}\npg1-socket-path={}\npg1-user=postgres\n",
@@ -192,7 +205,7 @@ impl Tools {
             path("spool"),
             path("state"),
             path("state"),
-            self.peer_options().join("\n"),
+            self.peer_options(tool).join("\n"),
             server.data_dir().display(),
             server.port(),
             server.socket_dir().display()
@@ -220,7 +233,7 @@ impl Tools {
                     command.arg("-vv");
                 }
             }
-            Tool::Peer => {
+            Tool::Peer | Tool::PeerSync => {
                 command
                     .arg(format!(
                         "--config={}",
@@ -281,7 +294,7 @@ impl Tools {
                 command.args(["backup", "create"]);
                 command
             }
-            Tool::Peer => {
+            Tool::Peer | Tool::PeerSync => {
                 let mut command = self.command(tool, server);
                 // Full where there is none yet; it says so as a warning.
                 command.args(["--type=incr", "--log-level-stderr=error", "backup"]);
@@ -311,7 +324,7 @@ impl Tools {
         let mut command = self.command(tool, server);
         match tool {
             Tool::Ours => command.args(["restore", "--yes", "--data-dir"]).arg(into),
-            Tool::Peer => command
+            Tool::Peer | Tool::PeerSync => command
                 .arg(format!("--pg1-path={}", into.display()))
                 .arg("restore"),
             Tool::Zstd => unreachable!("it restores nothing"),

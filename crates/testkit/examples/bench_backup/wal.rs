@@ -23,7 +23,7 @@ pub(crate) fn wal(options: &Options, cluster: &Cluster, tools: &Tools, dropping:
         let mut push = Row::new("wal push", cache, 5.0);
         let mut fetch = Row::new("wal fetch", cache, 5.0);
         for round in 0..options.rounds {
-            for tool in turn(&tools.both(), round) {
+            for tool in turn(&tools.archiving(), round) {
                 tools.fresh_repository(tool, &cluster.server);
                 if options.wants("push") || options.wants("fetch") {
                     dropping.prepare(cache, &[&cluster.data_dir().join("pg_wal")]);
