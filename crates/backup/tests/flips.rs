@@ -421,7 +421,7 @@ fn every_flipped_byte_of_a_small_encrypted_repository_is_found() {
         .collect();
     let every = std::env::var_os("PGMAHOUT_TEST_FLIPS").is_some();
     // A prime step meets each offset of a header sooner or later; the process decides where it begins.
-    let step = if every { 1 } else { bytes / SOME | 1 };
+    let step = if every { 1 } else { (bytes / SOME) | 1 };
     let begin = std::process::id() as usize % step;
     let next = AtomicUsize::new(begin);
     let done = AtomicUsize::new(0);

@@ -151,7 +151,7 @@ async fn a_backup_against_a_server_that_stays_down_ends_in_time_and_the_next_one
         let failed = scene.pgmahout(&["backup", "create"]).run().await.expect_status(1);
         says_what_failed(&failed);
         assert!(
-            failed.elapsed < Duration::from_secs(60),
+            failed.elapsed < Duration::from_mins(1),
             "{what}: {:?}",
             failed.elapsed
         );
@@ -202,7 +202,7 @@ async fn each_other_command_against_a_server_that_stays_down_ends_in_time_and_sa
             assert_ne!(failed.status, Some(1), "{what}");
         }
         says_what_failed(&failed);
-        assert!(failed.elapsed < Duration::from_secs(60), "{what}");
+        assert!(failed.elapsed < Duration::from_mins(1), "{what}");
     }
     assert_eq!(labels(&scene).await.len(), 2, "nothing was removed by halves");
     scene.run(&["wal", "fetch", &segment, &target]).await;

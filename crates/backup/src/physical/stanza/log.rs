@@ -134,11 +134,11 @@ impl PhysicalRepository {
     /// The last head of the row that begins there. Now and then it is listed, which is quicker where the row is long;
     /// but the listing may be further behind than we are.
     async fn last_after(&self, mut newest: Head) -> Result<Head, StanzaError> {
-        let mut steps = 0;
+        let mut steps = 0_u64;
         while let Some(next) = self.read_head(newest.seq + 1).await? {
             newest = next;
             steps += 1;
-            if steps % STEPS == 0
+            if steps.is_multiple_of(STEPS)
                 && let Some(greatest) = self.greatest_listed().await?
                 && greatest > newest.seq
                 && let Some(listed) = self.read_head(greatest).await?
