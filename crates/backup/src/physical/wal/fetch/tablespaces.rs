@@ -56,9 +56,7 @@ pub(super) fn made_by(segment: &[u8]) -> Vec<MadeTablespace> {
     if continued && reader.skip(header.remaining as usize).is_none() {
         return made;
     }
-    while let Some(found) = reader.record() {
-        made.extend(found);
-    }
+    while reader.record(&mut made).is_some() {}
     made
 }
 
@@ -119,8 +117,8 @@ impl Reader<'_> {
         Some(*header)
     }
 
-    /// The next record: the tablespace that it makes, if it makes one. `None` at the end.
-    fn record(&mut self) -> Option<Option<MadeTablespace>> {
+    /// The next record, and the tablespace that it makes, if it makes one. `None` at the end.
+    fn record(&mut self, made: &mut Vec<MadeTablespace>) -> Option<()> {
         self.at = self.at.next_multiple_of(ALIGNMENT);
         let at = self.at;
         let header = self.header()?;
@@ -128,10 +126,10 @@ impl Reader<'_> {
         let body = length.checked_sub(RECORD_HEADER)?;
         let (info, manager) = (header[16], header[17]);
         if manager != TABLESPACES || info & 0xf0 != CREATE || body > LONGEST {
-            self.skip(body)?;
-            return Some(None);
+            return self.skip(body);
         }
-        Some(tablespace(at, &self.read(body)?))
+        made.extend(tablespace(at, &self.read(body)?));
+        Some(())
     }
 }
 
@@ -199,12 +197,12 @@ pub(super) fn has_target(settings: &str) -> bool {
         "recovery_target_xid",
     ];
     TARGETS.iter().any(|name| {
-        let values = settings.lines().filter_map(|line| {
+        let mut values = settings.lines().filter_map(|line| {
             let (found, value) = line.trim().split_once(['=', ' ', '\t'])?;
             (found == *name).then(|| value.trim_matches([' ', '\t', '=', '\'']))
         });
         // The last one counts.
-        values.last().is_some_and(|value| !value.is_empty())
+        values.next_back().is_some_and(|value| !value.is_empty())
     })
 }
 
@@ -246,7 +244,7 @@ mod tests {
 
         fn put(&mut self, bytes: &[u8]) {
             for (index, byte) in bytes.iter().enumerate() {
-                if self.bytes.len() % PAGE == 0 {
+                if self.bytes.len().is_multiple_of(PAGE) {
                     self.header((bytes.len() - index) as u32);
                 }
                 self.bytes.push(*byte);
@@ -254,10 +252,10 @@ mod tests {
         }
 
         fn align(&mut self) {
-            while self.bytes.len() % ALIGNMENT != 0 {
+            while !self.bytes.len().is_multiple_of(ALIGNMENT) {
                 self.bytes.push(0);
             }
-            if self.bytes.len() % PAGE == 0 {
+            if self.bytes.len().is_multiple_of(PAGE) {
                 self.header(0);
             }
         }
@@ -327,7 +325,7 @@ mod tests {
     fn any_bytes_are_read_to_an_end() {
         let mut writer = Writer::new(0);
         writer.create(16_400, "/srv/fast");
-        writer.record(10, 0, &[1; 20_000]);
+        writer.record(10, 0, &vec![1; 20_000]);
         let whole = writer.finish();
         for length in (0..30_000).step_by(97) {
             made_by(&whole[..length]);
