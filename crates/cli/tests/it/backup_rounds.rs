@@ -119,7 +119,7 @@ async fn a_restore_to_any_target_has_exactly_the_rows_that_were_committed_by_the
         let kind = KINDS[(round + numbers.next(KINDS.len())) % KINDS.len()];
         let after_backup: Vec<&Commit> = commits
             .iter()
-            .filter(|commit| commit.before > backup.stop)
+            .filter(|commit| commit.before > backup.stop && commit.time > backup.stop_time)
             .collect();
         let chosen = after_backup[numbers.next(after_backup.len())];
         let (arguments, rows) = target(kind, chosen, &name, &commits, at_name, backup.stop);
@@ -217,6 +217,8 @@ fn lsn(position: u64) -> String {
 struct Backup {
     label: String,
     stop: u64,
+    /// Microseconds since 1970: our own clock, a little after the server's stop.
+    stop_time: i64,
 }
 
 async fn backup(scene: &Archived, files: Files, standby: &Postgres) -> Backup {
@@ -247,6 +249,10 @@ async fn backup(scene: &Archived, files: Files, standby: &Postgres) -> Backup {
     Backup {
         label: text("label"),
         stop: number(high) << 32 | number(low),
+        stop_time: text("stop_time")
+            .parse::<jiff::Timestamp>()
+            .expect("a time")
+            .as_microsecond(),
     }
 }
 

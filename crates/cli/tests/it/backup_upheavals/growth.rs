@@ -73,14 +73,15 @@ async fn a_relation_that_grows_over_a_segment_and_shrinks_again_is_restored_as_i
     assert!(second.number("bytes") > SEGMENT, "{}", second.json);
 
     // Rows behind the border change, and nothing before it.
-    run(
-        server,
-        "postgres",
-        &["UPDATE grown SET text = reverse(text) WHERE n > 5900"],
-    )
-    .await;
-    let third = point(&scene, server, "third").await;
-    assert!(third.number("stored") < 2 << 20, "{}", third.json);
+    let statement = "UPDATE grown SET text = reverse(text) WHERE n > 5900";
+    run(server, "postgres", &[statement]).await;
+    let third = if asked_for().is_some() {
+        let third = point(&scene, server, "third").await;
+        assert!(third.number("stored") < 2 << 20, "{}", third.json);
+        Some(third)
+    } else {
+        None
+    };
 
     // Back to less than it was at first: the second segment stays as an empty file (`mdtruncate`).
     run(
@@ -96,10 +97,10 @@ async fn a_relation_that_grows_over_a_segment_and_shrinks_again_is_restored_as_i
     let (length, _, behind) = segments(&path);
     assert!(length < 1 << 20 && behind == 0, "{length} {behind}");
     let fourth = point(&scene, server, "fourth").await;
-    assert_eq!(fourth.parent(), third.label);
+    assert_eq!(fourth.parent(), third.as_ref().unwrap_or(&second).label);
     assert!(fourth.number("bytes") < SEGMENT, "{}", fourth.json);
 
-    for point in [&first, &third, &fourth] {
+    for point in [&first, &fourth] {
         prove(&scene, point, &point.after, &[]).await;
     }
     // Pages of zeros are holes in what is restored too.
@@ -109,7 +110,8 @@ async fn a_relation_that_grows_over_a_segment_and_shrinks_again_is_restored_as_i
     assert!(used < 8 << 20, "{used} bytes of zeros");
     crate::archived::recovered(&copy).await;
     super::assert_has(copy, &second.after.contents, "the grown table").await;
-    if asked_for().is_some() {
+    if let Some(third) = third {
+        prove(&scene, &third, &third.after, &[]).await;
         // Replay writes what was grown, and cuts it again.
         prove(&scene, &first, &second.after, &[]).await;
         prove(&scene, &first, &fourth.after, &[]).await;

@@ -251,7 +251,7 @@ async fn unlogged_tables_are_restored_empty_and_not_a_byte_of_them_is_stored(
 
 async fn writes(copy: &Postgres, table: &str) {
     let statement = format!("INSERT INTO {table} VALUES (1, 'new')");
-    tokio::time::timeout(Duration::from_secs(60), copy.sql("postgres", &statement))
+    tokio::time::timeout(Duration::from_mins(1), copy.sql("postgres", &statement))
         .await
         .expect("it takes rows");
     let count = copy
