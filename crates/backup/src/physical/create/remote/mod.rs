@@ -146,7 +146,7 @@ impl Run<'_> {
             stop.cancel();
         }
         let made = threads.await.map_err(|_| CreateError::Thread)?;
-        let end = match fed {
+        let (end, stop_time, ended) = match fed {
             Ok(Some(end)) => end,
             Ok(None) => return Err(made.err().unwrap_or(CreateError::Interrupted)),
             Err(Fault::Other(error)) => return Err(error),
@@ -155,8 +155,7 @@ impl Run<'_> {
             }
         };
         let (made, texts) = made?;
-        let backup_mode = started.elapsed();
-        let stop_time = Timestamp::now();
+        let backup_mode = ended.duration_since(started);
         self.repository.check_control(&made.control)?;
         if end.timeline != start.timeline {
             return Err(CreateError::TimelineChanged {
@@ -193,12 +192,13 @@ impl Run<'_> {
         })
     }
 
-    /// Passes the stream on to the threads. `None` where they take no more: they say themselves why.
+    /// Passes the stream on to the threads; gives what the server says at its end, and when that was. `None` where
+    /// they take no more: they say themselves why.
     async fn feed(
         &self,
         connection: &mut ReplicationConnection,
         sender: mpsc::Sender<Event>,
-    ) -> Result<Option<BackupEnd>, Fault> {
+    ) -> Result<Option<(BackupEnd, Timestamp, Instant)>, Fault> {
         let mut warnings = 0;
         loop {
             let (event, end) = match connection.next_of_backup().await? {
@@ -212,7 +212,7 @@ impl Run<'_> {
                     }
                     continue;
                 }
-                BackupMessage::End(end) => (Event::End, Some(end)),
+                BackupMessage::End(end) => (Event::End, Some((end, Timestamp::now(), Instant::now()))),
             };
             if sender.send(event).await.is_err() {
                 return Ok(None);
