@@ -45,6 +45,9 @@ pub(super) struct KnownMaps {
     packs: HashMap<PackId, PackEntry>,
 }
 
+/// The path of a file, and where its map is.
+type MappedFile = (Box<[u8]>, MapContent);
+
 /// The content of a map that is not in the manifest, with its packs named.
 struct Named {
     map: PackedFrame,
@@ -81,7 +84,7 @@ impl KnownMaps {
         copy: &StoredManifest,
         copy_packs: &[PackEntry],
     ) -> Result<(), crate::physical::stanza::StanzaError> {
-        let files = |manifest: &'_ StoredManifest| -> Result<Vec<(Box<[u8]>, MapContent)>, _> {
+        let files = |manifest: &'_ StoredManifest| -> Result<Vec<MappedFile>, _> {
             let mut files = Vec::new();
             let mut reader = manifest.reader()?;
             while let Ok(Some(entry)) = reader.next_entry() {

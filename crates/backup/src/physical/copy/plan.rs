@@ -239,8 +239,10 @@ pub(super) async fn prepare(
     let mut chosen: Vec<BackupEntry> = if request.labels.is_empty() {
         source.backups.clone()
     } else {
-        let entries = request.labels.iter().map(|label| from.backup_in(&source, *label));
-        entries.map(|entry| entry.cloned()).collect::<Result<_, _>>()?
+        let labels = request.labels.iter();
+        labels
+            .map(|label| from.backup_in(&source, *label).cloned())
+            .collect::<Result<_, _>>()?
     };
     chosen.sort_by_key(|entry| (entry.start_time, entry.label));
     chosen.dedup_by_key(|entry| entry.label);
@@ -376,10 +378,11 @@ fn missing_wal(
             })
     };
     let is_wanted = |file: &WalFileName| match *file {
-        WalFileName::Segment(segment) => in_ranges(segment) || in_window(segment),
+        WalFileName::Segment(segment) | WalFileName::BackupHistory { segment, .. } => {
+            in_ranges(segment) || in_window(segment)
+        }
         WalFileName::TimelineHistory(_) => true,
         WalFileName::Partial(segment) => in_window(segment),
-        WalFileName::BackupHistory { segment, .. } => in_window(segment) || in_ranges(segment),
     };
     source
         .into_iter()
