@@ -16,11 +16,9 @@ use crate::archived::{Archived, PATIENCE, Storage, recovered};
 
 const MIB: u64 = 1 << 20;
 
-/// A small file system, where this machine lets us have one.
+/// A small file system, where this machine lets us have one: only root may mount.
 fn small(size: u64) -> Option<Tmpfs> {
-    Tmpfs::new(size)
-        .inspect_err(|why| println!("no small file system: {why}"))
-        .ok()
+    Tmpfs::new(size).ok()
 }
 
 /// Changes the configuration.
@@ -30,7 +28,7 @@ fn configure(scene: &Archived, change: impl FnOnce(String) -> String) {
 }
 
 /// For S3: waits little, tries for some seconds.
-fn impatient(text: String) -> String {
+fn impatient(text: &str) -> String {
     text.replace(
         "    path_style: true\n",
         "    path_style: true\n    request_timeout: 5s\n    stall_timeout: 4s\n    retry_timeout: 2s\n",
@@ -128,7 +126,7 @@ async fn a_full_spool_of_wal_push_leaves_the_wal_with_postgresql() {
     configure(&scene, |text| {
         format!(
             "{}wal:\n  spool: {{ path: {}, size: 1GB }}\n",
-            impatient(text),
+            impatient(&text),
             spool.display()
         )
     });
@@ -206,7 +204,7 @@ async fn a_restore_into_a_full_file_system_is_refused_or_ends_unstartable_and_de
     fill(&scene.server, 300_000).await;
     scene.run(&["backup", "create"]).await;
     scene.archive_all().await;
-    configure(&scene, impatient);
+    configure(&scene, |text| impatient(&text));
     let copy = Postgres::builder(Major::V18).data_parent(disk.path()).prepare();
     fs::remove_dir_all(copy.data_dir()).expect("ours");
 
