@@ -9,7 +9,7 @@
 use std::cell::RefCell;
 use std::fs::{File, OpenOptions};
 use std::io;
-use std::os::unix::fs::{FileExt, OpenOptionsExt};
+use std::os::unix::fs::{FileExt, MetadataExt, OpenOptionsExt};
 use std::path::Path;
 use std::sync::mpsc::{Receiver, Sender, channel};
 use std::thread::{Scope, ScopedJoinHandle};
@@ -24,13 +24,16 @@ const ALIGNMENT: usize = 4096;
 /// Buffers of one file: one is filled while another is written, and a third lies ready.
 const BUFFERS: usize = 3;
 
-/// The file at this path once more, past the cache; `None` where the file system cannot.
-pub(crate) fn open(path: &Path) -> Option<File> {
-    OpenOptions::new()
+/// The open file at this path once more, past the cache; `None` where the file system cannot, or the name stands
+/// for another one meanwhile.
+pub(crate) fn open(path: &Path, file: &File) -> Option<File> {
+    let direct = OpenOptions::new()
         .write(true)
         .custom_flags((OFlags::DIRECT | OFlags::NOFOLLOW).bits().cast_signed())
         .open(path)
-        .ok()
+        .ok()?;
+    let (one, other) = (direct.metadata().ok()?, file.metadata().ok()?);
+    ((one.dev(), one.ino()) == (other.dev(), other.ino())).then_some(direct)
 }
 
 /// Neighbouring bytes on their way to a file.
@@ -212,7 +215,7 @@ mod tests {
             .truncate(false)
             .open(path)?;
         // A file system that cannot do it is written to as usual.
-        let direct = open(path).map_or_else(|| file.try_clone(), Ok)?;
+        let direct = open(path, &file).map_or_else(|| file.try_clone(), Ok)?;
         std::thread::scope(|scope| {
             let mut spool = Spool::start(scope, &direct, &file);
             let taken = writes.iter().all(|(at, bytes)| spool.write(bytes, *at));
@@ -237,6 +240,18 @@ mod tests {
         writes.swap(2, 7);
         assert!(spooled(&path, &writes).expect("written"));
         assert!(std::fs::read(&path).expect("readable") == content);
+    }
+
+    #[test]
+    fn a_name_that_stands_for_another_file_is_not_written_to() {
+        let directory = tempfile::tempdir().expect("a directory");
+        let (path, other) = (directory.path().join("file"), directory.path().join("other"));
+        let file = File::create(&path).expect("a file");
+        std::fs::write(&other, "other").expect("a file");
+        std::fs::rename(&other, &path).expect("renamed");
+        assert!(open(&path, &file).is_none());
+        std::fs::remove_file(&path).expect("removed");
+        assert!(open(&path, &file).is_none());
     }
 
     #[test]

@@ -126,7 +126,7 @@ impl Writer<'_> {
         let direct = if opened.is_old {
             None
         } else {
-            direct::open(&target.path)
+            direct::open(&target.path, &opened.file)
         };
         let Some(direct) = direct else {
             return self.restore(targets, pieces, &hashes, |_, bytes, at| {
