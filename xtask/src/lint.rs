@@ -26,7 +26,9 @@ pub(crate) fn run(arguments: &[String]) -> Result<()> {
         ("links in the documentation", || {
             report(&links::check(&root(), &files()?))
         }),
-        ("tests that the documentation names", || report(&rules::check(&root()))),
+        ("tests that the documentation names", || {
+            report(&rules::check(&root()))
+        }),
         ("words that do not belong here", || {
             report(&words::check(&root(), &files()?))
         }),

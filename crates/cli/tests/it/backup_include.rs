@@ -1,5 +1,6 @@
 //! Configuration outside the data directory: taken along by `backup create`, brought back by `restore --include`.
 
+use std::fmt::Write as _;
 use std::fs;
 use std::os::unix::fs::{PermissionsExt as _, symlink};
 use std::path::Path;
@@ -24,7 +25,10 @@ async fn configuration_goes_along_and_comes_back_beside_what_is_there() {
     let hba = tree.join("15/main/pg_hba.conf");
     let key = tree.join("15/main/server.key");
     // More than one frame, and a last block that is not full.
-    let long: String = (0..40_000).map(|number| format!("# line {number}\n")).collect();
+    let mut long = String::new();
+    for number in 0..40_000 {
+        writeln!(long, "# line {number}").expect("writing to a String");
+    }
     fs::write(&pooler, &long).expect("written");
     fs::write(&hba, "local all all peer\n").expect("written");
     fs::write(&key, "the-secret-of-the-certificate").expect("written");

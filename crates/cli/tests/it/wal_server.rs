@@ -9,6 +9,8 @@ use pgmahout_testkit::postgres::{Major, Postgres, StopMode};
 use pgmahout_testkit::proc::{Finished, Pgmahout, reachable};
 use rstest::rstest;
 
+use crate::archived::{Archived, Storage};
+
 const PATIENCE: Duration = Duration::from_secs(90);
 
 /// A server that archives with `pgmahout wal push`.
@@ -385,4 +387,52 @@ async fn enabling_ends_with_a_segment_that_was_read_back_and_disabling_undoes_it
         .run(&[&disable[..], &["--yes"]].concat())
         .await
         .expect_status(3);
+}
+
+/// A copy that recovers for longer than its WAL is kept must not be promoted where the archive now begins.
+#[tokio::test]
+async fn wal_that_retention_removed_is_not_called_absent_in_a_recovery() {
+    let scene = Archived::new(Major::V15, Storage::Directory, false).await;
+    let segment = "SELECT pg_walfile_name(pg_current_wal_lsn())";
+    let first = scene.server.query_text("postgres", segment).await;
+    for _ in 0..4 {
+        scene
+            .server
+            .sql("postgres", "CREATE TABLE t (); DROP TABLE t")
+            .await;
+        scene.archive_all().await;
+        scene.run(&["backup", "create"]).await;
+    }
+    scene.run(&["backup", "expire", "--yes", "--grace", "0s"]).await;
+    let copy = scene.directory("copy");
+    let copy = {
+        let pg_wal = copy.join("pg_wal");
+        std::fs::create_dir(&pg_wal).expect("ours");
+        scene.server.account().own(&pg_wal);
+        pg_wal
+    };
+    let target = copy.join("RECOVERYXLOG");
+    let target = target.to_str().expect("plain");
+    for (signal, status) in [("recovery.signal", 126), ("standby.signal", 1)] {
+        std::fs::write(copy.with_file_name(signal), "").expect("ours");
+        let fetched = scene
+            .pgmahout(&["wal", "fetch", &first, target])
+            .run()
+            .await
+            .expect_status(status);
+        if status == 126 {
+            assert!(
+                fetched.stderr.contains("has been removed by retention"),
+                "{}",
+                fetched.stderr
+            );
+        }
+    }
+    let never = "0000000100000000000000F0";
+    std::fs::remove_file(copy.with_file_name("standby.signal")).expect("ours");
+    scene
+        .pgmahout(&["wal", "fetch", never, target])
+        .run()
+        .await
+        .expect_status(1);
 }

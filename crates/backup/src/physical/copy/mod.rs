@@ -2,7 +2,7 @@
 //!
 //! Each object is sealed with the keys of its repository and bound to its name there, and blocks are hashed with
 //! a secret of the repository. So nothing is copied as it is: packs are opened, proven block by block, hashed and
-//! sealed again ([`packs`]); page maps and manifests are translated ([`maps`]); WAL is proven by its digest and
+//! sealed again (`packs`); page maps and manifests are translated (`maps`); WAL is proven by its digest and
 //! stored as if the server had archived it.
 //!
 //! A backup keeps its label, unless that was used in the target before; it is the same backup wherever system,
@@ -14,7 +14,7 @@
 //!
 //! # Memory
 //!
-//! Packs: see [`packs`]; maps: 1 MiB pieces and some 60 bytes for each file of more than 128 KiB; WAL: four
+//! Packs: see `packs`; maps: 1 MiB pieces and some 60 bytes for each file of more than 128 KiB; WAL: four
 //! files three times, or one where segments are larger than 64 MiB.
 
 mod error;

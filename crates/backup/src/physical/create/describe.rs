@@ -250,7 +250,7 @@ fn header(
 fn machine(method: Method) -> Option<FileStamp> {
     match method {
         Method::Local | Method::Standby => stamp::machine(),
-        _ => None,
+        Method::Remote => None,
     }
 }
 

@@ -8,7 +8,7 @@
 //! ```
 //!
 //! Where the server's disk is out of reach, `BASE_BACKUP` of the replication protocol stands for all from
-//! `pg_backup_start` to `pg_backup_stop`: see [`remote`]. Everything else is the same, and both build on each
+//! `pg_backup_start` to `pg_backup_stop`: see `remote`. Everything else is the same, and both build on each
 //! other's backups.
 //!
 //! One session holds the server in backup mode from start to stop. What recovery needs to know of the backup
@@ -31,8 +31,8 @@ mod cluster;
 mod control;
 mod describe;
 mod error;
-mod label;
 mod filter;
+mod label;
 mod local;
 mod outside;
 mod pack;

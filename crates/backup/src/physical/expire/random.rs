@@ -231,10 +231,7 @@ impl World {
             self.archive(WalFileName::Partial(left)).await;
         }
         let archive = WalArchive::new(self.repository.clone());
-        archive
-            .put_history(next, history.render().into())
-            .await
-            .unwrap();
+        archive.put_history(next, history.render().into()).await.unwrap();
         let name = self.repository.wal_name(WalFileName::TimelineHistory(next));
         self.date(&self.root.join(name));
         self.histories.insert(next, history);

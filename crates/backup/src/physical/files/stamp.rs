@@ -111,7 +111,7 @@ mod tests {
         assert_eq!(seen(&path, Timestamp::now()), None);
         assert!(seen(&path, later(10)).is_some());
         let file = fs::File::options().write(true).open(&path).expect("it is there");
-        file.set_modified(SystemTime::now() + Duration::from_secs(3600))
+        file.set_modified(SystemTime::now() + Duration::from_hours(1))
             .expect("set");
         assert_eq!(seen(&path, later(10)), None);
     }

@@ -36,7 +36,7 @@ fn place(include: &Include, roots: &[LinkTarget], path: &Path) -> PathBuf {
         Include::Beside => {
             let root = roots
                 .iter()
-                .map(|root| root.as_path())
+                .map(pgmahout_types::repository::LinkTarget::as_path)
                 .filter(|root| original.starts_with(root))
                 .max_by_key(|root| root.components().count());
             let root = root.unwrap_or(&original);

@@ -148,6 +148,14 @@ pub enum WalError {
         /// Where it was looked for.
         places: String,
     },
+    /// A segment was in the archive and is no more: recovery cannot go on without it, and must not end before it.
+    #[error("{name} was in repository {repository} and has been removed by retention")]
+    Collected {
+        /// The file's name.
+        name: WalFileName,
+        /// The repository.
+        repository: String,
+    },
     /// Too few repositories took a file.
     #[error("{name} is in {held} of the {needed} repositories that must hold it")]
     TooFew {
@@ -286,6 +294,10 @@ impl Diagnose for WalError {
             Self::TablespaceInUse { .. } => {
                 "take a new backup, which has the tablespace, and restore that with --tablespace; or recover to before it \
                  was made, on another machine, or while that server is stopped"
+            }
+            Self::Collected { .. } => {
+                "restore again from a backup that `pgmahout backup list` shows, and let recovery end before the next \
+                 `pgmahout backup expire`"
             }
             Self::Absent { .. } => "`pgmahout wal list` shows what there is",
             Self::Minimum { .. } => {

@@ -38,7 +38,7 @@ pub(crate) async fn run(command: Command, context: &Context) -> Result<ExitStatu
         Command::Verify(args) => Box::pin(verify::run(args, context)).await,
         Command::Drill(args) => Box::pin(drill::run(*args, context)).await,
         Command::Expire(args) => Box::pin(expire::run(args, context)).await,
-        Command::Schedule(command) => schedule::run(command, context).await,
+        Command::Schedule(command) => schedule::run(command, context),
         Command::Annotate(args) => Box::pin(annotate::run(args, context)).await,
     }
 }

@@ -101,7 +101,7 @@ fn duration(text: &str) -> Result<Duration, String> {
     }
 }
 
-pub(crate) async fn run(command: Command, context: &Context) -> Result<ExitStatus, Failure> {
+pub(crate) fn run(command: Command, context: &Context) -> Result<ExitStatus, Failure> {
     match command {
         Command::Install(args) => install(&args, context),
         Command::Remove(args) => remove(&args, context),

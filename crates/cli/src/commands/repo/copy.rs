@@ -169,13 +169,14 @@ fn chosen(args: &Args, repo: &str, context: &Context) -> Result<Chosen, Failure>
 fn render_plan(plan: &Plan, args: &Args, is_new: bool, context: &Context) -> Result<(), Failure> {
     let printer = &context.printer;
     if printer.wants_json() {
-        return Ok(printer.json(&json!({
+        printer.json(&json!({
             "schema_version": 1,
             "from": args.from,
             "to": args.to,
             "to_is_new": is_new,
             "plan": plan,
-        }))?);
+        }))?;
+        return Ok(());
     }
     if is_new {
         printer.note(&format!("{} would be set up.", args.to));

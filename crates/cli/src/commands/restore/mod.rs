@@ -148,6 +148,10 @@ struct PlaceArgs {
     /// Bring back what was taken along from outside the data directory: as NAME.restored beside what is there, or
     /// below this directory.
     #[arg(long, value_name = "DIRECTORY", num_args = 0..=1)]
+    #[allow(
+        clippy::option_option,
+        reason = "clap's shape of a flag whose value may be left out"
+    )]
     include: Option<Option<PathBuf>>,
 
     /// Where `pgmahout wal receive` keeps its files [default: wal.receive.directory, else in the state directory].

@@ -75,6 +75,7 @@ pub(crate) async fn run(args: Args, context: &Context) -> Result<ExitStatus, Fai
             .as_ref()
             .map(|spool| WalSpool::new(&spool.path, spool.size, &stanza)),
         patience,
+        is_final: mode == RecoveryMode::Recovery,
         timeout: settings.wal.timeout.unwrap_or(TIMEOUT),
         target: args.target,
         stanza,

@@ -69,6 +69,9 @@ pub struct FetchRequest {
     pub unsent: Option<WalSpool>,
     /// Files that are fetched at once.
     pub jobs: usize,
+    /// Whether an absent segment ends a recovery with a promotion. Then one that was there once and was removed by
+    /// retention is an error.
+    pub is_final: bool,
     /// How long failures of the storage are retried here; zero for not at all.
     pub patience: Duration,
     /// How long one attempt may take.
@@ -248,6 +251,22 @@ enum Answer {
     Unknown(WalError),
 }
 
+/// The repository from which a segment was removed by retention: it is not that there never was one.
+async fn collected(opened: &[Place], segment: SegmentName) -> Result<Option<String>, WalError> {
+    for place in opened {
+        let head = place.archive.repository().head().await?;
+        let kept = [&head.wal_floor, &head.wal_window];
+        let first = kept
+            .into_iter()
+            .filter_map(|kept| kept.get(&segment.timeline()))
+            .max();
+        if first.is_some_and(|first| segment < *first) {
+            return Ok(Some(place.name.clone()));
+        }
+    }
+    Ok(None)
+}
+
 async fn from_repositories(request: &FetchRequest) -> Result<FetchOutcome, WalError> {
     let mut first_error = None;
     let mut opened: Vec<Place> = Vec::new();
@@ -286,10 +305,19 @@ async fn from_repositories(request: &FetchRequest) -> Result<FetchOutcome, WalEr
         if let (WalFileName::Segment(segment), Some(place)) = (request.name, opened.first()) {
             pause(request, segment, place.archive.repository().segment_size());
         }
-        return match first_error {
-            Some(error) => Err(error),
-            None => Ok(FetchOutcome::Absent { places: names() }),
-        };
+        if let Some(error) = first_error {
+            return Err(error);
+        }
+        if let WalFileName::Segment(segment) = request.name
+            && request.is_final
+            && let Some(place) = collected(&opened, segment).await?
+        {
+            return Err(WalError::Collected {
+                name: request.name,
+                repository: place,
+            });
+        }
+        return Ok(FetchOutcome::Absent { places: names() });
     };
     Ok(FetchOutcome::Fetched {
         repository: opened[at].name.clone(),
