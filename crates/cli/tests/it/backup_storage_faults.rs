@@ -122,6 +122,8 @@ async fn a_full_spool_of_wal_push_leaves_the_wal_with_postgresql() {
     let scene = Archived::new(Major::V18, Storage::S3, false).await;
     fill(&scene.server, 1_000).await;
     scene.run(&["backup", "create"]).await;
+    // No push of the time before goes on.
+    scene.archive_all().await;
     let spool = disk.path().join("spool");
     configure(&scene, |text| {
         format!(

@@ -219,7 +219,7 @@ impl Procedure for Restore {
             proved.push(start::describe(&end));
         } else {
             proved.push(
-                "backup_label is there: the server recovers from the archive before it accepts anybody"
+                "there is a backup_label: the server recovers from the archive before it accepts anybody"
                     .to_owned(),
             );
         }
